@@ -1,0 +1,117 @@
+"""The catalogue: canonical runs with names, from ``experiments/*.yaml``, and recording them into ``results/``.
+
+An entry gives an experiment (only what differs from the defaults), what is measured, and its cost. ``for`` makes one
+run for each listed value, named by a template such as ``fg_fig1_seed{seed}``. A fork names its base run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from eos_utils.experiment import Experiment, Measure
+from eos_utils.run import compute
+from eos_utils.store import Status, Store, root
+
+FIELDS = ("about", "experiment", "measure", "minutes", "for")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named run: what to do, what to measure, minutes it takes on two cores."""
+
+    name: str
+    experiment: Experiment
+    measure: Measure
+    minutes: float
+    about: str
+
+    def status(self, store: Store | None = None) -> Status:
+        """Of its record; 'pending' if it has never been recorded."""
+        found = (store or Store()).status(self.experiment.key)
+        return Status("pending", "registered, not yet run") if found.state == "missing" else found
+
+
+def _expand(name: str, fields: dict[str, Any], where: str, known: dict[str, Entry]) -> list[Entry]:
+    for field in fields:
+        if field not in FIELDS:
+            raise ValueError(f"{where}: {name}: {field!r} is unknown; there are {', '.join(FIELDS)}")
+    axes = fields.get("for", {})
+    entries = []
+    for values in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, values, strict=True))
+        experiment = dict(fields.get("experiment", {}))
+        if "fork" in experiment:
+            fork = dict(experiment["fork"])
+            base = known.get(fork["of"])
+            if base is None:
+                raise ValueError(f"{where}: {name} forks from {fork['of']!r}, which is not listed before it")
+            fork["seed"] = chosen.pop("fork_seed", fork.get("seed", 0))
+            fork["of"] = base.experiment.key
+            experiment = {**_plain(base.experiment), **experiment, "fork": fork}
+        made = Experiment.from_dict({**experiment, **chosen})
+        measure = dict(fields.get("measure", {}))
+        measure["snapshots"] = tuple(measure.get("snapshots", ()))
+        entries.append(
+            Entry(
+                name.format(**dict(zip(axes, values, strict=True))),
+                made,
+                Measure(**measure),
+                float(fields.get("minutes", 0)),
+                " ".join(str(fields.get("about", "")).split()),
+            )
+        )
+    return entries
+
+
+def _plain(experiment: Experiment) -> dict[str, Any]:
+    """The fields of a base run that its forks share: all but how it stops."""
+    skip = ("schema", "stop_accuracy", "stop_loss", "steps", "fork")
+    return {k: v for k, v in experiment.canonical().items() if k not in skip}
+
+
+def catalogue(folder: pathlib.Path | None = None) -> dict[str, Entry]:
+    """All named runs, in the order of the files and of the entries in them."""
+    folder = folder or root() / "experiments"
+    known: dict[str, Entry] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        for name, fields in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).items():
+            for entry in _expand(name, fields, path.name, known):
+                if entry.name in known:
+                    raise ValueError(f"{path.name}: the name {entry.name!r} is taken already")
+                known[entry.name] = entry
+    return known
+
+
+def find(name: str) -> Entry:
+    """The entry of a name; ``KeyError`` with near names if there is none."""
+    import difflib
+
+    entries = catalogue()
+    if name not in entries:
+        near = difflib.get_close_matches(name, entries, 3)
+        raise KeyError(f"no run {name!r} in experiments/" + (f"; did you mean {', '.join(near)}?" if near else ""))
+    return entries[name]
+
+
+def record(entry: Entry, *, device: str = "auto", progress: bool = True, replace: bool = False) -> bool:
+    """Computes a run and writes it to ``results/``; False if a usable record was there already."""
+    store = Store()
+    store.check_writable()
+    state = store.status(entry.experiment.key).state
+    if state in ("fresh", "unverified") and not replace:
+        return False
+    if progress:
+        print(f"recording {entry.name} ({entry.experiment.key})", file=sys.stderr)
+    result, provenance = compute(entry.experiment, entry.measure, device=device, progress=progress, records=store)
+    return store.save(
+        entry.experiment.key,
+        result,
+        {"name": entry.name, **provenance},
+        replace=state != "missing" or replace,
+    )

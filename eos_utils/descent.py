@@ -1,0 +1,135 @@
+r"""Full-batch gradient descent, :math:`\theta_{t+1} = \theta_t - \eta_t \nabla L(\theta_t)`.
+
+At every step the loss and the accuracy at :math:`\theta_t` are recorded, observers measure what is due, then the
+schedule may change the step size, and the stopping rules decide. The whole state can be saved and continued
+with the same bits (same machine, same number of threads).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eos_utils.losses import accuracy
+from eos_utils.objective import Objective
+from eos_utils.observers import Observer
+
+NUMERICS = 1
+
+
+class DivergedError(RuntimeError):
+    """The loss or the gradient is no longer finite."""
+
+
+@dataclass(frozen=True)
+class Decay:
+    """η → factor·η once, at step ``at_step``, or when the ``entered``-th eigenvalue has entered EoS."""
+
+    factor: float
+    at_step: int | None = None
+    entered: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.factor > 0:
+            raise ValueError(f"decay factor={self.factor}: must be positive")
+        if (self.at_step is None) == (self.entered is None):
+            raise ValueError("a decay needs exactly one of at_step and entered")
+
+
+@dataclass(frozen=True)
+class Stop:
+    """After ``steps`` steps, or as soon as the accuracy or the loss is good enough."""
+
+    steps: int
+    accuracy: float | None = None
+    loss: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"steps={self.steps}: must not be negative")
+
+
+@dataclass
+class Descent:
+    """A run in progress: where it is, what it has recorded, and how it ended.
+
+    ``series``: 'loss', 'accuracy', 'eta', one value a step. ``status``: 'running', 'accuracy', 'loss', 'steps' or
+    'diverged'. ``finite_loss``: the last finite loss.
+    """
+
+    theta: Tensor
+    eta: float
+    step: int = 0
+    status: str = "running"
+    decayed_at: int | None = None
+    finite_loss: float = math.nan
+    seconds: float = 0.0
+    series: dict[str, list[float]] = field(default_factory=lambda: {"loss": [], "accuracy": [], "eta": []})
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as plain values and tensors."""
+        return dict(self.__dict__)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Descent:
+        """Continues from :meth:`state`."""
+        return cls(**state)
+
+
+def gradient_descent(
+    objective: Objective,
+    descent: Descent,
+    stop: Stop,
+    *,
+    decay: Decay | None = None,
+    observers: Sequence[Observer] = (),
+    after_step: Callable[[Descent], None] | None = None,
+) -> Descent:
+    """Runs ``descent`` until a stopping rule holds or the loss is not finite, and returns it.
+
+    A run that diverges ends with ``status='diverged'``; what was recorded up to there stays. ``after_step`` is
+    called once a step, after the update (for progress and checkpoints). Raises ``ValueError`` for η ≤ 0.
+    """
+    if not (descent.eta > 0 and math.isfinite(descent.eta)):
+        raise ValueError(f"eta={descent.eta}: the step size must be positive and finite")
+    while descent.status == "running":
+        begun = time.perf_counter()
+        value, gradient, outputs = objective.gradient(descent.theta)
+        loss = float(value)
+        if not (math.isfinite(loss) and bool(torch.isfinite(gradient).all())):
+            descent.status = "diverged"
+            break
+        descent.finite_loss = loss
+        right = accuracy(outputs, objective.y)
+        for observer in observers:
+            if observer.due(descent.step):
+                observer.measure(descent.step, descent.eta, objective, descent.theta)
+        if decay is not None and descent.decayed_at is None:
+            reached = (
+                descent.step >= decay.at_step
+                if decay.at_step is not None
+                else any(o.entered() >= (decay.entered or 1) for o in observers)
+            )
+            if reached:
+                descent.decayed_at, descent.eta = descent.step, descent.eta * decay.factor
+        for name, number in {"loss": loss, "accuracy": right, "eta": descent.eta}.items():
+            descent.series[name].append(number)
+        if stop.accuracy is not None and right >= stop.accuracy:
+            descent.status = "accuracy"
+        elif stop.loss is not None and loss <= stop.loss:
+            descent.status = "loss"
+        elif descent.step >= stop.steps:
+            descent.status = "steps"
+        else:
+            descent.theta = descent.theta - descent.eta * gradient
+            descent.step += 1
+        descent.seconds += time.perf_counter() - begun
+        if after_step is not None:
+            after_step(descent)
+    return descent

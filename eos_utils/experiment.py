@@ -1,0 +1,196 @@
+"""What to do (:class:`Experiment`) and what to measure along the way (:class:`Measure`).
+
+An experiment's key is the hash of its canonical JSON, in
+which fields at their default are left out: a field added later changes no key. What is measured, the device and
+the number of threads are not part of the key, since they do not change the dynamics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from eos_utils import data, models
+from eos_utils.descent import Decay, Stop
+from eos_utils.losses import LOSSES
+from eos_utils.objective import Objective
+from eos_utils.observers import Eigenvalues, Snapshots
+
+SCHEMA = 1
+NETWORKS = ("fc", "resnet18")
+
+
+def rational(value: Any, name: str = "eta") -> Fraction:
+    """A positive number given as int, float or text such as '2/150' or '0.04'; parsed, never evaluated.
+
+    >>> rational("2/50"), rational(0.04)
+    (Fraction(1, 25), Fraction(1, 25))
+    """
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = Fraction(repr(value) if isinstance(value, float) else value)
+    except (ValueError, TypeError, ZeroDivisionError):
+        raise ValueError(f"{name}={value!r} is not a number or a fraction such as 2/150") from None
+    if number <= 0:
+        raise ValueError(f"{name}={value}: must be positive")
+    return number
+
+
+def as_two_over(eta: Fraction) -> str:
+    """A step size the way the papers write it.
+
+    >>> as_two_over(Fraction(1, 75))
+    '2/150'
+    """
+    over = 2 / eta
+    return f"2/{over}" if over.denominator == 1 else str(eta)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that can change the dynamics of a run.
+
+    ``eta`` is kept as an exact fraction in text ('1/15' for 2/30). ``outputs`` follows from ``labels`` (10 for
+    'onehot', else 1). ``decay``: {'factor': '1/4', 'at_step': t} or {'factor': '1/4', 'entered': j}. ``fork``:
+    {'of': key, 'at': snapshot label, 'size': relative size, 'seed': s} starts from a recorded snapshot, perturbed.
+    """
+
+    dataset: str = "cifar10"
+    n: int = 5000
+    labels: str = "onehot"
+    classes: tuple[int, ...] | None = None
+    preprocessing: str = "center"
+    network: str = "fc"
+    width: int = 128
+    depth: int = 1
+    activation: str = "relu"
+    bias: bool = True
+    init: str = "pytorch"
+    loss: str = "half_mse"
+    eta: str = "2/30"
+    decay: dict[str, Any] | None = None
+    steps: int = 10_000
+    stop_accuracy: float | None = None
+    stop_loss: float | None = None
+    seed: int = 0
+    dtype: str = "float32"
+    fork: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eta", str(rational(self.eta)))
+        if self.classes is not None:
+            object.__setattr__(self, "classes", tuple(self.classes))
+        choices = {
+            "dataset": data.DATASETS,
+            "labels": data.LABELS,
+            "preprocessing": data.PREPROCESSING,
+            "network": NETWORKS,
+            "activation": models.ACTIVATIONS,
+            "init": models.INITIALISATIONS,
+            "loss": LOSSES,
+            "dtype": ("float32", "float64"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}")
+        for name in ("n", "width", "depth"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be an integer")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        Stop(self.steps)
+        if self.decay is not None:
+            self.schedule()
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Experiment:
+        """From plain values; a field that does not exist is refused by name."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise ValueError(f"{name!r} is no field of an experiment; there are {', '.join(known)}")
+        return cls(**fields)
+
+    def canonical(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, and the schema number."""
+        plain = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != (str(Fraction(str(f.default))) if f.name == "eta" else f.default)
+        }
+        return {"schema": SCHEMA, **plain}
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits that identify the run."""
+        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def step_size(self) -> float:
+        """η as the nearest float."""
+        return float(Fraction(self.eta))
+
+    @property
+    def threshold(self) -> float:
+        """2/η, the edge."""
+        return float(2 / Fraction(self.eta))
+
+    def schedule(self) -> Decay | None:
+        """The decay of the step size, if there is one."""
+        if self.decay is None:
+            return None
+        fields = dict(self.decay)
+        return Decay(float(rational(fields.pop("factor"), "decay factor")), **fields)
+
+    def dataset_loaded(self) -> data.Dataset:
+        """Loads the data."""
+        return data.load(
+            self.dataset,
+            n=self.n,
+            labels=self.labels,
+            classes=self.classes,
+            preprocessing=self.preprocessing,
+        )
+
+    def objective(self, device: torch.device, loaded: data.Dataset | None = None) -> Objective:
+        """The loss as a function of θ, on a device."""
+        loaded = (loaded or self.dataset_loaded()).to(device, getattr(torch, self.dtype))
+        outputs = loaded.y.shape[1]
+        if self.network == "resnet18":
+            model: torch.nn.Module = models.resnet18(outputs, seed=self.seed)
+        else:
+            model = models.fully_connected(
+                loaded.x.shape[1],
+                self.width,
+                self.depth,
+                outputs,
+                self.activation,
+                self.bias,
+                self.init,
+                self.seed,
+            )
+        return Objective(model, self.loss, loaded.x, loaded.y)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured along a run: top-k eigenvalues every ``stride`` steps, and snapshots of θ."""
+
+    k: int = 6
+    stride: int = 15
+    pairs: bool = False
+    tol: float = 1e-3
+    snapshots: tuple[str | int, ...] = ()
+
+    def observers(self) -> tuple[Eigenvalues, Snapshots]:
+        """Fresh observers."""
+        eigenvalues = Eigenvalues(self.k, self.stride, self.pairs, self.tol)
+        return eigenvalues, Snapshots(tuple(self.snapshots), eigenvalues)

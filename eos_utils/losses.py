@@ -1,0 +1,76 @@
+r"""Losses per example :math:`\ell(f, y)`, with first and second derivatives in the outputs :math:`f`.
+
+=================  ==========================================================  ==============
+``half_mse``       :math:`\tfrac12\|f - y\|^2`, summed over outputs            FG, section 2.1
+``mse``            :math:`\|f - y\|^2`, without ½                              SG, section 2
+``cross_entropy``  :math:`-\sum_c y_c \log\mathrm{softmax}(f)_c`; with one     FG, appendix C
+                   output and :math:`y = \pm1`, :math:`\log(1 + e^{-yf})`
+=================  ==========================================================  ==============
+
+The objective is their mean over the examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+NUMERICS = 1
+
+
+@dataclass(frozen=True)
+class Loss:
+    """``value(f, y)`` summed over examples; ``gradient(f, y)`` and ``hessian_product(f, y, u)`` in f.
+
+    f, y: (n, c); u: (n, k, c), a block of k directions; the product has u's shape.
+    """
+
+    name: str
+    value: Callable[[Tensor, Tensor], Tensor]
+    gradient: Callable[[Tensor, Tensor], Tensor]
+    hessian_product: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _entropy(f: Tensor, y: Tensor) -> Tensor:
+    if f.shape[1] == 1:
+        return functional.softplus(-y * f).sum()
+    return -(y * torch.log_softmax(f, dim=1)).sum()
+
+
+def _entropy_gradient(f: Tensor, y: Tensor) -> Tensor:
+    if f.shape[1] == 1:
+        return -y * torch.sigmoid(-y * f)
+    return torch.softmax(f, dim=1) * y.sum(dim=1, keepdim=True) - y
+
+
+def _entropy_hessian(f: Tensor, y: Tensor, u: Tensor) -> Tensor:
+    if f.shape[1] == 1:
+        s = torch.sigmoid(f)
+        return (s * (1 - s)).unsqueeze(1) * u
+    p = torch.softmax(f, dim=1).unsqueeze(1)
+    pu = p * u
+    return (pu - p * pu.sum(dim=2, keepdim=True)) * y.sum(dim=1)[:, None, None]
+
+
+LOSSES = {
+    "half_mse": Loss("half_mse", lambda f, y: 0.5 * ((f - y) ** 2).sum(), lambda f, y: f - y, lambda f, y, u: u),
+    "mse": Loss("mse", lambda f, y: ((f - y) ** 2).sum(), lambda f, y: 2 * (f - y), lambda f, y, u: 2 * u),
+    "cross_entropy": Loss("cross_entropy", _entropy, _entropy_gradient, _entropy_hessian),
+}
+
+
+def get_loss(name: str) -> Loss:
+    """The loss called ``name``; ``ValueError`` if there is none."""
+    if name not in LOSSES:
+        raise ValueError(f"loss={name!r} is unknown; choose one of {', '.join(LOSSES)}")
+    return LOSSES[name]
+
+
+def accuracy(f: Tensor, y: Tensor) -> float:
+    """Share of examples classified rightly: argmax for several outputs, the sign for one."""
+    right = (f.sign() == y.sign()).all(dim=1) if f.shape[1] == 1 else f.argmax(dim=1) == y.argmax(dim=1)
+    return right.float().mean().item()

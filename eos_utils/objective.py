@@ -1,0 +1,135 @@
+r"""The full-batch loss :math:`L(\theta) = \frac1n \sum_k \ell(f_\theta(x_k), y_k)` of one flat vector θ.
+
+θ holds the module's parameters one after the other, in the order of ``model.parameters()``. The batch is swept
+in chunks, which bound the memory and change results only by rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from eos_utils.linearize import FullyConnectedPoint, ModulePoint
+from eos_utils.losses import Loss, get_loss
+from eos_utils.models import couples_examples, layers_of
+
+NUMERICS = 1
+
+FLOATS_PER_CHUNK = 2**27  # activations kept for one chunk: 512 MiB in float32
+
+
+class Objective:
+    r"""Loss, gradient and linearisation of a network on a data set, as functions of :math:`\theta\in\mathbb R^P`.
+
+    ``model``: any ``nn.Module``; ``loss``: a name from :mod:`eos_utils.losses` or a :class:`Loss`; ``x``: (n, ...)
+    inputs, ``y``: (n, c) targets, same device and dtype. ``chunk``: examples per sweep (default: all, within
+    512 MiB of activations for fully connected networks). Raises ``ValueError`` when x and y disagree, when they
+    contain NaN, and when a model whose examples are coupled (BatchNorm) is given ``chunk`` < n.
+    """
+
+    def __init__(self, model: nn.Module, loss: str | Loss, x: Tensor, y: Tensor, chunk: int | None = None) -> None:
+        if len(x) != len(y) or len(x) == 0:
+            raise ValueError(f"x has {len(x)} examples and y has {len(y)}; both need the same number, at least 1")
+        if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+            raise ValueError("the data contain NaN or infinite values")
+        self.model = model.to(device=x.device, dtype=x.dtype)
+        self.loss = get_loss(loss) if isinstance(loss, str) else loss
+        self.x, self.y, self.n = x, y, len(x)
+        self.layers = layers_of(model)
+        self.shapes = {name: p.shape for name, p in model.named_parameters()}
+        self.P = sum(shape.numel() for shape in self.shapes.values())
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk={chunk}: must be at least 1")
+        if couples_examples(model):
+            if chunk is not None and chunk < self.n:
+                raise ValueError(f"chunk={chunk}: BatchNorm couples the examples, so the chunk must be n={self.n}")
+            chunk = self.n
+        if chunk is None:
+            width = sum(4 * c.fan_out for c in self.layers) if self.layers else 1
+            chunk = max(1, FLOATS_PER_CHUNK // width)
+        self.chunk = min(chunk, self.n)
+
+    def __repr__(self) -> str:
+        return f"Objective(P={self.P}, n={self.n}, loss={self.loss.name}, chunk={self.chunk})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the data and the products live."""
+        return self.x.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of θ and of the products."""
+        return self.x.dtype
+
+    def initial(self) -> Tensor:
+        """The module's own parameters as one flat vector (P,)."""
+        return torch.cat([p.detach().reshape(-1) for p in self.model.parameters()]).clone()
+
+    def _call(self, theta: Tensor, x: Tensor) -> Tensor:
+        pieces = theta.split([shape.numel() for shape in self.shapes.values()])
+        named = {k: p.view(s) for (k, s), p in zip(self.shapes.items(), pieces, strict=True)}
+        return functional_call(self.model, named, (x,))
+
+    def _share(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self._call(theta, x)
+        return self.loss.value(outputs, y) / self.n, outputs
+
+    def _chunks(self) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(self.x.split(self.chunk), self.y.split(self.chunk), strict=True))
+
+    def outputs(self, theta: Tensor) -> Tensor:
+        r""":math:`f_\theta(x_k)` for all examples, (n, c)."""
+        with torch.no_grad():
+            return torch.cat([self._call(theta, x) for x, _ in self._chunks()])
+
+    def value(self, theta: Tensor) -> Tensor:
+        r""":math:`L(\theta)`, a scalar tensor."""
+        with torch.no_grad():
+            return torch.stack([self._share(theta, x, y)[0] for x, y in self._chunks()]).sum()
+
+    def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r""":math:`L(\theta)`, :math:`\nabla L(\theta)` (P,) and the outputs (n, c), in one sweep."""
+        leaf = theta.detach().requires_grad_(True)
+        total, gradient, outputs = theta.new_zeros(()), None, []
+        for x, y in self._chunks():
+            with torch.enable_grad():
+                value, f = self._share(leaf, x, y)
+                (g,) = torch.autograd.grad(value, leaf)
+            total += value.detach()
+            gradient = g if gradient is None else gradient.add_(g)
+            outputs.append(f.detach())
+        assert gradient is not None
+        return total, gradient, outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def linearize(self, theta: Tensor) -> Linearization:
+        """The cached point at θ, for :class:`eos_utils.curvature.Hessian` and its kin."""
+        return Linearization(self, theta.detach())
+
+
+class Linearization:
+    """Products with the Hessian or the Gauss–Newton matrix at one θ; passes are cached where memory allows."""
+
+    def __init__(self, objective: Objective, theta: Tensor) -> None:
+        if theta.shape != (objective.P,):
+            raise ValueError(f"theta has shape {tuple(theta.shape)}; this objective has P={objective.P} parameters")
+        self.objective, self.theta = objective, theta
+        # One chunk's passes are kept; a larger batch is swept again for every block of directions.
+        single = objective.chunk == objective.n
+        self.kept = self._point(objective.x, objective.y) if single else None
+
+    def _point(self, x: Tensor, y: Tensor) -> FullyConnectedPoint | ModulePoint:
+        o = self.objective
+        if o.layers is not None:
+            return FullyConnectedPoint(o.layers, o.loss, self.theta, x.flatten(1), y, o.n)
+        return ModulePoint(lambda t: o._share(t, x, y), self.theta)
+
+    def products(self, v: Tensor, gauss_newton: bool = False) -> Tensor:
+        """H v for the rows of ``v``, (k, P) to (k, P)."""
+        if self.kept is not None:
+            return self.kept.products(v, gauss_newton)
+        total = torch.zeros_like(v)
+        for x, y in self.objective._chunks():
+            total += self._point(x, y).products(v, gauss_newton)
+        return total

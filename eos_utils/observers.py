@@ -1,0 +1,159 @@
+r"""What is measured along a trajectory. An observer keeps its rows and its state; nothing it does moves θ."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from eos_utils.curvature import Hessian
+from eos_utils.lanczos import EigenTracker
+from eos_utils.objective import Objective
+
+NUMERICS = 1
+
+ENTRY_WINDOW = 21
+ENTRY_LEVEL = 0.98
+
+
+def entry_index(scaled: np.ndarray, level: float = ENTRY_LEVEL, window: int = ENTRY_WINDOW) -> int | None:
+    r"""Index of the measurement at which an eigenvalue enters EoS, or None for never.
+
+    ``scaled``: :math:`\lambda\eta/2` at consecutive measurements. Entry is the middle of the first window of 21
+    measurements whose median is at least 0.98.
+    """
+    if len(scaled) < window:
+        return None
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(scaled, window), axis=1)
+    above = np.flatnonzero(medians >= level)
+    return int(above[0]) + window // 2 if len(above) else None
+
+
+class Observer(Protocol):
+    """Measures at some steps."""
+
+    def due(self, step: int) -> bool:
+        """Whether to measure at this step."""
+
+    def measure(self, step: int, eta: float, objective: Objective, theta: Tensor) -> None:
+        """Takes the measurement at θ."""
+
+    def entered(self) -> int:
+        """How many eigenvalues this observer has seen enter EoS (0 for observers of other things)."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything a checkpoint needs, as plain values and tensors."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continues from :meth:`state`."""
+
+
+class Eigenvalues:
+    """The top-k Hessian eigenvalues every ``stride`` steps, with bounds; ``pairs`` measures at t and t + 1.
+
+    At the edge of stability the motion has period 2: an even stride sees every other state only and warns.
+    """
+
+    FIELDS = ("step", "eigenvalue", "upper", "residual", "checked", "products", "eta")
+
+    def __init__(self, k: int, stride: int, pairs: bool = False, tol: float = 1e-3, seed: int = 0) -> None:
+        if stride < 1:
+            raise ValueError(f"stride={stride}: must be at least 1")
+        if k < 1:
+            raise ValueError(f"k={k}: the number of eigenvalues must be at least 1")
+        self.stride, self.pairs = stride, pairs
+        self.tracker = EigenTracker(k, tol=tol, seed=seed)
+        self.rows: dict[str, list[Any]] = {name: [] for name in self.FIELDS}
+        self._warned = False
+
+    def due(self, step: int) -> bool:
+        """At multiples of the stride, and one step later too when measuring in pairs."""
+        return step % self.stride == 0 or (self.pairs and step % self.stride == 1)
+
+    def measure(self, step: int, eta: float, objective: Objective, theta: Tensor) -> None:
+        """Tracks the eigenvalues at θ."""
+        found = self.tracker.update(Hessian(objective, theta))
+        values = (
+            step,
+            found.values.tolist(),
+            found.upper.tolist(),
+            found.residuals.tolist(),
+            found.checked,
+            found.products,
+            eta,
+        )
+        for name, value in zip(self.FIELDS, values, strict=True):
+            self.rows[name].append(value)
+        if self.stride % 2 == 0 and not self.pairs and not self._warned and self.entered():
+            self._warned = True
+            warnings.warn(
+                f"stride={self.stride} is even: past EoS entry the motion has period 2 and is aliased. "
+                "Measure at an odd stride or in pairs.",
+                stacklevel=2,
+            )
+
+    def entered(self) -> int:
+        """How many eigenvalues have entered EoS so far."""
+        scaled = np.array(self.rows["eigenvalue"]) * np.array(self.rows["eta"])[:, None] / 2
+        return sum(entry_index(column) is not None for column in scaled.T)
+
+    def latest(self) -> float:
+        r"""The last :math:`\lambda_1\eta/2`, nan before the first measurement."""
+        if not self.rows["step"]:
+            return float("nan")
+        return float(self.rows["eigenvalue"][-1][0] * self.rows["eta"][-1] / 2)
+
+    def state(self) -> dict[str, Any]:
+        """Rows and the tracker's state."""
+        return {"rows": self.rows, "tracker": self.tracker.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continues from :meth:`state`."""
+        self.rows = state["rows"]
+        self.tracker.load_state(state["tracker"])
+
+
+class Snapshots:
+    """Copies of θ at EoS entry of λ1 ('entry'), at given steps, so that the interesting part can be replayed."""
+
+    def __init__(self, at: tuple[str | int, ...], eigenvalues: Eigenvalues | None) -> None:
+        for item in at:
+            if not (isinstance(item, int) or item in ("entry", "end")):
+                raise ValueError(f"snapshot={item!r} is unknown; choose 'entry', 'end' or a step")
+        if "entry" in at and eigenvalues is None:
+            raise ValueError("a snapshot at entry needs eigenvalues to be measured")
+        self.at, self.eigenvalues = at, eigenvalues
+        self.rows: dict[str, list[Any]] = {"label": [], "step": [], "theta": []}
+
+    def due(self, step: int) -> bool:
+        """At a listed step, and whenever entry may have happened."""
+        waiting = "entry" in self.at and "entry" not in self.rows["label"]
+        return step in self.at or (
+            waiting and self.eigenvalues is not None and step in self.eigenvalues.rows["step"][-1:]
+        )
+
+    def measure(self, step: int, eta: float, objective: Objective, theta: Tensor) -> None:
+        """Copies θ if this step is listed or entry has just been established."""
+        if step in self.at:
+            self.add(str(step), step, theta)
+        elif self.eigenvalues is not None and self.eigenvalues.entered() >= 1:
+            self.add("entry", step, theta)
+
+    def add(self, label: str, step: int, theta: Tensor) -> None:
+        """Keeps a copy under a label."""
+        for name, value in {"label": label, "step": step, "theta": theta.detach().cpu().clone()}.items():
+            self.rows[name].append(value)
+
+    def entered(self) -> int:
+        """0: snapshots watch no eigenvalues of their own."""
+        return 0
+
+    def state(self) -> dict[str, Any]:
+        """The copies."""
+        return {"rows": self.rows}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continues from :meth:`state`."""
+        self.rows = state["rows"]

@@ -1,0 +1,400 @@
+"""Doing an experiment: :func:`compute` runs or resumes it, :func:`run` prefers what is on record."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import eos_utils
+from eos_utils import data, store
+from eos_utils.descent import Descent, DivergedError, Stop, gradient_descent
+from eos_utils.experiment import Experiment, Measure, rational
+from eos_utils.objective import Objective
+from eos_utils.observers import Eigenvalues, Observer, Snapshots
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SOURCES = ("auto", "recorded", "live")
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """'auto' (the GPU if there is one), 'cpu', 'cuda' or 'cuda:1'; float32 stays float32 (no TF32)."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device={device!r} is unknown; choose auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
+        torch.backends.cuda.matmul.allow_tf32 = False
+    elif chosen.type != "cpu":
+        raise ValueError(f"device={device!r} is unknown; choose auto, cpu, cuda or cuda:N")
+    return chosen
+
+
+def git_state(folder: pathlib.Path | None = None) -> dict[str, Any]:
+    """The commit and whether tracked files differ from it; empty where there is no git."""
+    folder = folder or store.root()
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+        return {"commit": git("rev-parse", "--short=12", "HEAD"), "dirty": dirty}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": "unknown", "dirty": False}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that make the numbers."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "eos_utils": eos_utils.__version__,
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device.type} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def trajectory(experiment: Experiment, descent: Descent, eigenvalues: Eigenvalues, snapshots: Snapshots) -> xr.Dataset:
+    """The recorded run as a dataset: 'step' (every step), 'measured' (steps with eigenvalues), 'eig', 'snapshot'."""
+    import xarray as xr
+
+    rows, first = eigenvalues.rows, descent.step + 1 - len(descent.series["loss"])
+    steps = np.arange(first, first + len(descent.series["loss"]), dtype=np.int32)
+    k = eigenvalues.tracker.k
+    bounds = {
+        name: np.array(rows[name], dtype=np.float32).reshape(-1, k) for name in ("eigenvalue", "upper", "residual")
+    }
+    long_names = {
+        "eigenvalue": "Ritz value, a lower bound of the eigenvalue",
+        "upper": "upper bound of the eigenvalue",
+        "residual": "norm of the residual",
+    }
+    per_measured = ("measured",)
+    variables: dict[str, Any] = {
+        "loss": ("step", np.array(descent.series["loss"]), {"long_name": "training loss", "units": "1"}),
+        "accuracy": (
+            "step",
+            np.array(descent.series["accuracy"], dtype=np.float32),
+            {"long_name": "training accuracy", "units": "1"},
+        ),
+        "eta": ("step", np.array(descent.series["eta"]), {"long_name": "step size", "units": "1"}),
+        "checked": (
+            per_measured,
+            np.array(rows["checked"], dtype=np.int8),
+            {"long_name": "completeness certified by a random probe"},
+        ),
+        "products": (
+            per_measured,
+            np.array(rows["products"], dtype=np.int32),
+            {"long_name": "Hessian-vector products used"},
+        ),
+        **{
+            name: (("measured", "eig"), block, {"long_name": long_names[name], "units": "1"})
+            for name, block in bounds.items()
+        },
+    }
+    if snapshots.rows["step"]:
+        variables["theta"] = (
+            ("snapshot", "parameter"),
+            torch.stack(snapshots.rows["theta"]).numpy(),
+            {"long_name": "parameters"},
+        )
+        variables["snapshot_step"] = ("snapshot", np.array(snapshots.rows["step"], dtype=np.int32))
+    coords: dict[str, Any] = {
+        "step": ("step", steps, {"long_name": "gradient descent step"}),
+        "measured": ("measured", np.array(rows["step"], dtype=np.int32), {"long_name": "step measured at"}),
+        "eig": ("eig", np.arange(1, k + 1, dtype=np.int32)),
+    }
+    if snapshots.rows["step"]:
+        coords["snapshot"] = ("snapshot", np.array(snapshots.rows["label"], dtype=str))
+    attrs = {
+        "experiment": json.dumps(experiment.canonical(), sort_keys=True),
+        "status": descent.status,
+        "last_step": descent.step,
+        "finite_loss": descent.finite_loss,
+        "decayed_at": -1 if descent.decayed_at is None else descent.decayed_at,
+        "stride": eigenvalues.stride,
+    }
+    return xr.Dataset(variables, coords, attrs)
+
+
+class _Progress:
+    """A progress line (step, loss, accuracy, λ1·η/2, time left); a bar on a terminal, sparse lines elsewhere."""
+
+    def __init__(self, total: int, shown: bool, eigenvalues: Eigenvalues) -> None:
+        self.eigenvalues = eigenvalues
+        self.bar: Any = None
+        if shown:
+            from tqdm import tqdm
+
+            terminal = sys.stderr.isatty()
+            self.bar = tqdm(
+                total=total,
+                unit="step",
+                mininterval=0.5 if terminal else 10,
+                ascii=not terminal,
+                file=sys.stderr,
+            )
+
+    def __call__(self, descent: Descent) -> None:
+        if self.bar is None:
+            return
+        series = descent.series
+        self.bar.set_postfix_str(
+            f"loss {series['loss'][-1]:.4g}, accuracy {series['accuracy'][-1]:.3f}, "
+            f"λ1·η/2 {self.eigenvalues.latest():.3f}",
+            refresh=False,
+        )
+        self.bar.update(max(0, descent.step - self.bar.n))
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def estimate(objective: Objective, theta: torch.Tensor, experiment: Experiment, measure: Measure) -> float:
+    """Seconds that a run will take at most, from the time of one gradient and one block of Hessian products."""
+    from eos_utils.curvature import Hessian
+
+    objective.gradient(theta)
+    begun = time.perf_counter()
+    objective.gradient(theta)
+    if theta.is_cuda:
+        torch.cuda.synchronize()
+    per_step = time.perf_counter() - begun
+    begun = time.perf_counter()
+    Hessian(objective, theta).apply(theta[None])
+    if theta.is_cuda:
+        torch.cuda.synchronize()
+    per_product = time.perf_counter() - begun
+    share = (2 if measure.pairs else 1) / measure.stride
+    return experiment.steps * (per_step + share * 3 * measure.k * per_product)
+
+
+def _start(experiment: Experiment, objective: Objective, records: store.Store) -> tuple[torch.Tensor, int]:
+    """θ and the step to begin at."""
+    if experiment.fork is None:
+        return objective.initial(), 0
+    fork = experiment.fork
+    base = records.load(fork["of"])
+    labels = [str(s) for s in base["snapshot"].values] if "snapshot" in base.coords else []
+    if fork["at"] not in labels:
+        raise store.StoreError(f"the run {fork['of']} has no snapshot {fork['at']!r} to fork from; it has {labels}")
+    i = labels.index(fork["at"])
+    theta = torch.from_numpy(np.array(base["theta"].values[i])).to(objective.device, objective.dtype)
+    noise = torch.randn(len(theta), generator=torch.Generator().manual_seed(int(fork["seed"]))).to(theta)
+    size = float(rational(fork["size"], "fork size"))
+    return theta + size * theta.norm() / noise.norm() * noise, int(base["snapshot_step"].values[i])
+
+
+def partial_path(experiment: Experiment, measure: Measure) -> pathlib.Path:
+    """Where an unfinished run keeps its checkpoint."""
+    what = hashlib.sha256(repr(measure).encode()).hexdigest()[:8]
+    return data.cache_folder() / "partial" / f"{experiment.key}-{what}.pt"
+
+
+def _save_checkpoint(path: pathlib.Path, state: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # A full disk must not end a run that can go on without a checkpoint.
+        print(f"no checkpoint could be written to {path}: {error}", file=sys.stderr)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[list[int]]:
+    """Ctrl-C fills the list instead of tearing a step apart; a second Ctrl-C interrupts at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def compute(
+    experiment: Experiment,
+    measure: Measure | None = None,
+    *,
+    device: str = "auto",
+    progress: bool = True,
+    checkpoint_every: float = 60.0,
+    on_divergence: str = "store",
+    records: store.Store | None = None,
+) -> tuple[xr.Dataset, dict[str, Any]]:
+    """Runs the experiment (or resumes it where it was cut off); returns the trajectory and its provenance.
+
+    A checkpoint is written every ``checkpoint_every`` seconds and on Ctrl-C. Divergence ends a run with
+    ``status='diverged'``; only ``on_divergence='raise'`` raises :class:`DivergedError`.
+    """
+    measure = measure or Measure()
+    if on_divergence not in ("store", "raise"):
+        raise ValueError(f"on_divergence={on_divergence!r} is unknown; choose store or raise")
+    where = pick_device(device)
+    loaded = experiment.dataset_loaded()
+    objective = experiment.objective(where, loaded)
+    if measure.k > objective.P:
+        raise ValueError(f"k={measure.k}: this network has only P={objective.P} parameters")
+    eigenvalues, snapshots = measure.observers()
+    observers: dict[str, Observer] = {"eigenvalues": eigenvalues, "snapshots": snapshots}
+    path = partial_path(experiment, measure)
+    theta, first = _start(experiment, objective, records or store.Store())
+    descent = Descent(theta, experiment.step_size, first)
+    stamp = {"code": store.fingerprints(), "data": loaded.sha256}
+    if path.is_file():
+        saved = None
+        with contextlib.suppress(Exception):  # a checkpoint that cannot be read is started over
+            saved = torch.load(path, map_location=where, weights_only=True)
+        if saved is not None and saved["stamp"] == stamp:
+            descent = Descent.from_state(saved["descent"])
+            for name, observer in observers.items():
+                observer.load_state(saved[name])
+            if progress:
+                print(f"resuming at step {descent.step}", file=sys.stderr)
+    if progress:
+        seconds = estimate(objective, descent.theta, experiment, measure)
+        print(
+            f"up to {experiment.steps} steps on {_device_name(where)}, at most about {seconds / 60:.1f} min",
+            file=sys.stderr,
+        )
+    bar = _Progress(first + experiment.steps, progress, eigenvalues)
+    last = time.monotonic()
+
+    def keep() -> None:
+        states = {name: observer.state() for name, observer in observers.items()}
+        _save_checkpoint(path, {"descent": descent.state(), "stamp": stamp, **states})
+
+    def after_step(now: Descent) -> None:
+        nonlocal last
+        bar(now)
+        if interrupted:
+            keep()
+            print(f"stopped before step {now.step}; the same command resumes there", file=sys.stderr)
+            raise KeyboardInterrupt
+        if time.monotonic() - last > checkpoint_every:
+            keep()
+            last = time.monotonic()
+
+    stop = Stop(first + experiment.steps, experiment.stop_accuracy, experiment.stop_loss)
+    try:
+        with _interrupts_held() as interrupted:
+            gradient_descent(
+                objective,
+                descent,
+                stop,
+                decay=experiment.schedule(),
+                observers=tuple(observers.values()),
+                after_step=after_step,
+            )
+    finally:
+        bar.close()
+    if descent.status == "diverged" and on_divergence == "raise":
+        raise DivergedError(
+            f"the loss was not finite at step {descent.step} (last finite loss {descent.finite_loss:.4g}, "
+            f"eta={experiment.eta}); choose a smaller step size"
+        )
+    if "end" in measure.snapshots and descent.status != "diverged":
+        snapshots.add("end", descent.step, descent.theta)
+    provenance = {
+        **git_state(),
+        "versions": versions(),
+        "device": _device_name(where),
+        "data": {"name": loaded.name, "sha256": loaded.sha256},
+        "seconds": round(descent.seconds, 1),
+        "steps": descent.step - first,
+        "evaluations": len(eigenvalues.rows["step"]),
+        "products": int(sum(eigenvalues.rows["products"])),
+        "measure": dataclasses.asdict(measure),
+        "recorded_at": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    }
+    result = trajectory(experiment, descent, eigenvalues, snapshots)
+    result.attrs["provenance"] = json.dumps(provenance)
+    path.unlink(missing_ok=True)
+    return result, provenance
+
+
+def run(
+    experiment: Experiment,
+    measure: Measure | None = None,
+    *,
+    source: str = "auto",
+    device: str = "auto",
+    progress: bool = True,
+    on_divergence: str = "store",
+) -> xr.Dataset:
+    """The trajectory of an experiment: the record if there is a usable one, otherwise computed.
+
+    ``source``: 'recorded' (a record or an error), 'auto' (a record that is not stale, from the repository or from
+    this user's cache, otherwise computed and kept in the cache) or 'live' (computed, whatever is on record). The
+    attribute ``source`` of the result says which it was.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"source={source!r} is unknown; choose one of {', '.join(SOURCES)}")
+    results, cache = store.Store(), store.Store(data.cache_folder() / "runs")
+    if source != "live":
+        for place in (results, cache):
+            state = place.status(experiment.key)
+            if state.state in ("fresh", "unverified"):
+                found = place.load(experiment.key)
+                if measure is None or place is results or _covers(found, measure):
+                    found.attrs["source"] = "recorded"
+                    return found
+            elif source == "recorded" and place is results:
+                raise store.StoreError(
+                    f"the record of {experiment.key} is {state.state} ({state.why}); record it, or use source='auto'"
+                )
+    cache.check_writable()
+    result, provenance = compute(
+        experiment, measure, device=device, progress=progress, on_divergence=on_divergence, records=results
+    )
+    cache.save(experiment.key, result, provenance, replace=True)
+    result.attrs["source"] = "live"
+    return result
+
+
+def _covers(found: xr.Dataset, measure: Measure) -> bool:
+    """Whether a cached trajectory holds what is to be measured."""
+    return found.sizes["eig"] >= measure.k and int(found.attrs["stride"]) == measure.stride

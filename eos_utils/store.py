@@ -1,0 +1,238 @@
+"""The recorded runs: one netCDF file and one manifest (JSON) for each, found by the experiment's key.
+
+Identity and freshness are separate things. The key says *what* was run. The manifest says with which code and
+data: a ``NUMERICS`` number of a module raised on purpose makes a record *stale*; a source that merely differs makes
+it *unverified*, until a replay (``eos verify``) restamps it. The manifest's SHA-256 is compared before HDF5 opens
+a file. Writing is atomic: of two racing writers the first wins, the second checks and discards.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eos_utils.data import file_sha256
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+FORMAT = 1
+NUMERIC_MODULES = (
+    "data",
+    "models",
+    "losses",
+    "linearize",
+    "objective",
+    "curvature",
+    "lanczos",
+    "observers",
+    "descent",
+)
+
+
+class StoreError(RuntimeError):
+    """A record is missing, damaged, foreign or newer than this code; the message names the remedy."""
+
+
+def root() -> pathlib.Path:
+    """The repository (or the folder named by ``EOS_ROOT``) whose results, experiments and claims are used."""
+    return pathlib.Path(os.environ.get("EOS_ROOT") or pathlib.Path(__file__).resolve().parent.parent)
+
+
+def results_folder() -> pathlib.Path:
+    """Where the recorded runs lie."""
+    return root() / "results"
+
+
+def _bare(tree: ast.AST) -> ast.AST:
+    """The syntax tree without docstrings, so that prose about the code does not count as code."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            node.body = body[1:]
+    return tree
+
+
+def fingerprints() -> dict[str, dict[str, Any]]:
+    """For every module that makes numbers: its ``NUMERICS`` and a hash of its code (comments do not count)."""
+    found = {}
+    for name in NUMERIC_MODULES:
+        module = importlib.import_module(f"eos_utils.{name}")
+        source = pathlib.Path(str(module.__file__)).read_text(encoding="utf-8")
+        code = hashlib.sha256(ast.dump(_bare(ast.parse(source))).encode()).hexdigest()[:16]
+        found[name] = {"numerics": module.NUMERICS, "source": code}
+    return found
+
+
+@dataclass(frozen=True)
+class Status:
+    """'fresh', 'unverified', 'stale', 'missing' or 'pending', and why."""
+
+    state: str
+    why: str
+
+
+def _fsync_write(path: pathlib.Path, content: bytes) -> None:
+    with open(path, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+class Store:
+    """A folder of recorded runs."""
+
+    def __init__(self, folder: str | os.PathLike | None = None) -> None:
+        self.folder = pathlib.Path(folder) if folder is not None else results_folder()
+
+    def manifest_path(self, key: str) -> pathlib.Path:
+        """Where the manifest of a key lies."""
+        return self.folder / f"{key}.json"
+
+    def keys(self) -> list[str]:
+        """Keys of all records."""
+        return sorted(p.stem for p in self.folder.glob("*.json"))
+
+    def manifest(self, key: str) -> dict[str, Any]:
+        """The manifest of a record, checked for format and key."""
+        path = self.manifest_path(key)
+        if not path.is_file():
+            raise StoreError(f"no record of {key} in {self.folder}; make one with `eos record`")
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            written = manifest["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path} is damaged ({error!r}); restore it with git, or delete it") from error
+        if written > FORMAT:
+            raise StoreError(f"{path} has format {written}, this code reads up to {FORMAT}: update eos_utils")
+        if manifest.get("key") != key:
+            raise StoreError(f"{path} is the record of another experiment ({manifest.get('key')}); restore it")
+        return manifest
+
+    def load(self, key: str) -> xr.Dataset:
+        """The trajectory of a key; its bytes are compared with the manifest first."""
+        import xarray as xr
+
+        manifest = self.manifest(key)
+        path = self.folder / manifest["file"]
+        if not path.is_file():
+            raise StoreError(f"{path} is missing although its manifest is there; restore it with git")
+        found = file_sha256(path)
+        if found != manifest["sha256"]:
+            raise StoreError(
+                f"{path} is truncated or altered: SHA-256 {found[:16]}..., its manifest says "
+                f"{manifest['sha256'][:16]}...; restore it with git, or delete both and record it again"
+            )
+        with xr.open_dataset(path, engine="h5netcdf") as opened:
+            dataset = opened.load()
+        if dataset.attrs.get("key") != key:
+            raise StoreError(f"{path} holds the run {dataset.attrs.get('key')}, not {key}; restore it with git")
+        dataset.attrs["provenance"] = json.dumps(manifest["provenance"])
+        return dataset
+
+    def check_writable(self) -> None:
+        """Raises :class:`StoreError` if nothing can be written here; called before a long run, not after."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise StoreError(
+                f"{self.folder} is not writable ({error}); free space or change its permissions"
+            ) from error
+
+    def save(self, key: str, dataset: xr.Dataset, provenance: dict[str, Any], *, replace: bool = False) -> bool:
+        """Writes a record atomically; False if another writer was first (its record stays)."""
+        self.check_writable()
+        dataset.attrs["key"] = key
+        encoding = {
+            str(name): {"zlib": True, "complevel": 4}
+            for name, variable in dataset.variables.items()
+            if variable.ndim and variable.dtype.kind in "fiu"
+        }
+        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".writing-", suffix=".nc")
+        os.close(handle)
+        temp = pathlib.Path(temporary)
+        note = temp.with_suffix(".json")
+        try:
+            dataset.to_netcdf(temp, engine="h5netcdf", encoding=encoding)
+            with open(temp, "rb+") as stream:
+                os.fsync(stream.fileno())
+            sha256 = file_sha256(temp)
+            final = self.folder / f"{key}-{sha256[:8]}.nc"
+            manifest = {
+                "format": FORMAT,
+                "key": key,
+                "file": final.name,
+                "sha256": sha256,
+                "code": fingerprints(),
+                "provenance": provenance,
+            }
+            _fsync_write(note, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+            old = self.manifest(key)["file"] if replace and self.manifest_path(key).is_file() else None
+            os.chmod(temp, 0o644)
+            os.replace(temp, final)
+            if replace:
+                os.replace(note, self.manifest_path(key))
+            else:
+                try:
+                    os.link(note, self.manifest_path(key))
+                except FileExistsError:
+                    if self.manifest(key)["file"] != final.name:
+                        final.unlink()
+                    self.load(key)  # the first writer's record must be whole
+                    return False
+            if old and old != final.name:
+                (self.folder / old).unlink(missing_ok=True)
+            return True
+        except OSError as error:
+            raise StoreError(f"could not write to {self.folder}: {error}") from error
+        finally:
+            temp.unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
+
+    def restamp(self, key: str) -> None:
+        """Declares a record verified with the present code (after a replay has agreed)."""
+        manifest = self.manifest(key)
+        manifest["code"] = fingerprints()
+        temp = self.folder / f".restamp-{key}"
+        _fsync_write(temp, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+        os.replace(temp, self.manifest_path(key))
+
+    def status(self, key: str) -> Status:
+        """How far the record of a key can be relied on."""
+        if not self.manifest_path(key).is_file():
+            return Status("missing", "not recorded")
+        try:
+            manifest = self.manifest(key)
+            path = self.folder / manifest["file"]
+            if not path.is_file():
+                return Status("stale", f"its file {path.name} is missing")
+            if file_sha256(path) != manifest["sha256"]:
+                return Status("stale", f"{path.name} is truncated or altered")
+        except StoreError as error:
+            return Status("stale", str(error))
+        now, then = fingerprints(), manifest["code"]
+        raised = [
+            f"NUMERICS of {name} {then[name]['numerics'] if name in then else 'none'} -> {now[name]['numerics']}"
+            for name in now
+            if name not in then or then[name]["numerics"] != now[name]["numerics"]
+        ]
+        if raised:
+            return Status("stale", "; ".join(raised))
+        edited = [name for name in now if then[name]["source"] != now[name]["source"]]
+        if edited:
+            return Status("unverified", f"the code of {', '.join(edited)} has changed; `eos verify` replays it")
+        return Status("fresh", "recorded or verified with this code")
