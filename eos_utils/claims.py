@@ -1,0 +1,279 @@
+"""Rules, verdicts and the ledger: how a statement of a paper comes to be judged.
+
+``book/inventory.yml`` lists the papers' items, ``book/claims/*.yml`` the claims with their rules, set before the
+verdict runs. A rule names a statistic of :mod:`eos_utils.eos_stats`, the runs of the catalogue it is evaluated on,
+and the bounds: ``accept_if``, ``reject_if``; between them the verdict is *inconclusive*. The verdict uses the
+bootstrap interval of the mean over runs, the whole of which must lie on one side. ``book/verdicts.json`` is the
+ledger on record; :func:`drift` says where it no longer follows from the results in the repository.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import operator
+import pathlib
+import re
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import yaml
+
+from eos_utils.catalogue import Entry, catalogue
+from eos_utils.eos_stats import STATISTICS, bootstrap
+from eos_utils.experiment import as_two_over, rational
+from eos_utils.store import Store, StoreError
+from eos_utils.store import root as default_root
+
+CLAIM_FIELDS = ("id", "item", "paper", "place", "kind", "statement", "notebook", "rule", "amended")
+RULE_FIELDS = ("statistic", "arguments", "unit", "accept_if", "reject_if", "experiments", "min_runs", "forks", "why")
+COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+
+
+class ClaimError(ValueError):
+    """A claim or its rule is malformed; the message names it."""
+
+
+def _yaml(path: pathlib.Path) -> list[dict[str, Any]]:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or []
+
+
+def inventory(root: pathlib.Path | None = None) -> list[dict[str, Any]]:
+    """The items of both papers, in order."""
+    return _yaml((root or default_root()) / "book" / "inventory.yml")
+
+
+def claims(root: pathlib.Path | None = None) -> list[dict[str, Any]]:
+    """All registered claims, checked for unknown fields, statistics and runs."""
+    root = root or default_root()
+    runs = catalogue(root / "experiments")
+    found: list[dict[str, Any]] = []
+    for path in sorted((root / "book" / "claims").glob("*.yml")):
+        for claim in _yaml(path):
+            where = f"{path.name}: {claim.get('id', claim)}"
+            unknown = set(claim) - set(CLAIM_FIELDS)
+            rule = claim.get("rule") or {}
+            unknown |= set(rule) - set(RULE_FIELDS)
+            if unknown:
+                raise ClaimError(f"{where}: unknown field {', '.join(sorted(map(str, unknown)))}")
+            if claim["kind"] not in ("empirical", "mathematical"):
+                raise ClaimError(f"{where}: kind is {claim['kind']!r}, not empirical or mathematical")
+            if any(claim["id"] == other["id"] for other in found):
+                raise ClaimError(f"{where}: this id is taken already")
+            if rule:
+                if rule["statistic"] not in STATISTICS:
+                    raise ClaimError(f"{where}: no statistic {rule['statistic']!r}")
+                missing = [n for n in [*rule["experiments"], *rule.get("forks", [])] if n not in runs]
+                if missing:
+                    raise ClaimError(f"{where}: no run {', '.join(missing)} in the catalogue")
+                for bound in [rule["accept_if"], *str(rule["reject_if"]).split(" or ")]:
+                    conditions(bound)
+            found.append(claim)
+    return found
+
+
+def conditions(text: str) -> list[tuple[str, float]]:
+    """A bound such as '> 0 and <= 0.1', parsed.
+
+    >>> conditions("> 0 and <= 0.1")
+    [('>', 0.0), ('<=', 0.1)]
+    """
+    parsed = []
+    for part in str(text).split(" and "):
+        match = re.fullmatch(r"\s*(>=|<=|>|<)\s*([-+]?[\d.]+(?:e[-+]?\d+)?)\s*", part)
+        if not match:
+            raise ClaimError(f"{text!r} is no bound; write '>= 0.5' or '> 0 and < 0.1'")
+        parsed.append((match[1], float(match[2])))
+    return parsed
+
+
+def holds(value: float, text: str, stretch: float = 1.0) -> bool:
+    """Whether a value meets a bound, every threshold of which is multiplied by ``stretch``."""
+    return all(COMPARE[sign](value, bound * stretch) for sign, bound in conditions(text))
+
+
+def judge(ends: tuple[float, ...], rule: dict[str, Any], stretch: float = 1.0) -> str:
+    """The verdict on an empirical claim whose interval has these ends.
+
+    >>> judge((0.4, 0.6), {"accept_if": "> 0.3", "reject_if": "< 0.1"})
+    'reproduced'
+    >>> judge((0.2, 0.6), {"accept_if": "> 0.3", "reject_if": "< 0.1"})
+    'inconclusive'
+    """
+    if any(math.isnan(end) for end in ends):
+        return "inconclusive"
+    if all(holds(end, rule["accept_if"], stretch) for end in ends):
+        return "reproduced"
+    # What is rejected must be rejected by one and the same bound, or two ends could fail on opposite sides.
+    rejections = [r.strip() for r in str(rule["reject_if"]).split(" or ")]
+    if any(all(holds(end, bound, stretch) for end in ends) for bound in rejections):
+        return "not reproduced"
+    return "inconclusive"
+
+
+def rule_hash(rule: dict[str, Any]) -> str:
+    """Identity of a rule; its explanation does not count."""
+    plain = {k: v for k, v in rule.items() if k != "why"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def scope(entries: list[Entry]) -> str:
+    """In words, what a claim was tested on."""
+    if not entries:
+        return ""
+    first = entries[0].experiment
+    seeds = sorted({e.experiment.seed for e in entries})
+    listed = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 else " and ".join(map(str, seeds))
+    outputs = "ten outputs" if first.labels == "onehot" else "one output"
+    return (
+        f"{first.dataset.upper().replace('CIFAR10', 'CIFAR-10')}, n = {first.n:,}, {first.preprocessing}ed inputs, "
+        f"{first.activation} network of depth {first.depth} and width {first.width}, {outputs}, {first.loss}, "
+        f"η = {as_two_over(rational(first.eta))}, seed{'s' if len(seeds) > 1 else ''} {listed}"
+    ).replace("scaleed", "scaled").replace("standardizeed", "standardized")
+
+
+@lru_cache(maxsize=64)
+def _load(folder: str, key: str, manifest: str) -> Any:
+    return Store(folder).load(key)
+
+
+def measure(names: list[str], rule: dict[str, Any], root: pathlib.Path) -> dict[str, float]:
+    """The statistic of every run that has a usable record, by name."""
+    store, runs = Store(root / "results"), catalogue(root / "experiments")
+    values = {}
+    for name in names:
+        key = runs[name].experiment.key
+        try:
+            manifest = store.manifest(key)["sha256"]
+            run = _load(str(store.folder), key, manifest)
+        except StoreError:
+            if store.status(key).state == "missing":
+                continue
+            raise
+        values[name] = STATISTICS[rule["statistic"]](run, **rule.get("arguments", {}))
+    return values
+
+
+def evaluate(claim: dict[str, Any], root: pathlib.Path | None = None) -> dict[str, Any]:
+    """The verdict on one claim from the results in the repository."""
+    root = root or default_root()
+    rule = claim.get("rule")
+    verdict: dict[str, Any] = {"as_printed": "pending", "corrected": "none", "statistic": None, "fragile": False}
+    if not rule:
+        return {**verdict, "scope": "", "rule_hash": None}
+    runs = catalogue(root / "experiments")
+    verdict.update(scope=scope([runs[name] for name in rule["experiments"]]), rule_hash=rule_hash(rule))
+    values = measure(rule["experiments"], rule, root)
+    if len(values) < rule.get("min_runs", 5):
+        return verdict
+    numbers = np.array(list(values.values()))
+    # A run in which the statistic is not defined (say, that never enters EoS) supports nothing.
+    low, high = bootstrap(numbers) if not np.isnan(numbers).any() else (math.nan, math.nan)
+    verdict["as_printed"] = judge((low, high), rule)
+    verdict["fragile"] = any(judge((low, high), rule, s) != verdict["as_printed"] for s in (0.8, 1.2))
+    verdict["statistic"] = {
+        "value": _or_none(float(numbers.mean())),
+        "unit": rule.get("unit", "1"),
+        "interval": [_or_none(low), _or_none(high)],
+        "runs": {name: _or_none(value) for name, value in values.items()},
+    }
+    forks = measure(rule.get("forks", []), rule, root)
+    if forks:
+        verdict["statistic"]["forks"] = {name: _or_none(value) for name, value in forks.items()}
+    return verdict
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(value) else value
+
+
+def verdicts_path(root: pathlib.Path) -> pathlib.Path:
+    """Where the ledger on record lies."""
+    return root / "book" / "verdicts.json"
+
+
+def on_record(root: pathlib.Path) -> dict[str, Any]:
+    """The verdicts on record, by claim."""
+    path = verdicts_path(root)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def ledger(root: pathlib.Path | None = None) -> list[dict[str, Any]]:
+    """Every claim with its verdict on record; claims without one are pending."""
+    root = root or default_root()
+    recorded = on_record(root)
+    blank = {"as_printed": "pending", "corrected": "none", "statistic": None, "fragile": False, "scope": ""}
+    rows = []
+    for claim in claims(root):
+        rule = claim.get("rule")
+        verdict = recorded.get(claim["id"], blank)
+        if rule and verdict.get("rule_hash") != rule_hash(rule):
+            verdict = {**blank, "scope": verdict.get("scope", "")}
+        rows.append(
+            {
+                **{k: v for k, v in verdict.items() if k != "rule_hash"},
+                **{k: claim[k] for k in CLAIM_FIELDS if k in claim and k != "amended"},
+                "amended": claim.get("amended") or [],
+                "experiments": rule["experiments"] if rule else [],
+                "page": claim["notebook"],
+            }
+        )
+    return rows
+
+
+def update(root: pathlib.Path | None = None) -> list[str]:
+    """Evaluates all rules and writes the ledger; returns the ids whose verdict or statistic is new.
+
+    A rule that differs from the one its verdict was given under needs an ``amended`` entry with the old hash and
+    the reason; without one this raises :class:`ClaimError` and writes nothing.
+    """
+    root = root or default_root()
+    old, new = on_record(root), {}
+    for claim in claims(root):
+        verdict = evaluate(claim, root)
+        if verdict["as_printed"] == "pending":
+            continue
+        before = old.get(claim["id"])
+        if before and before["rule_hash"] != verdict["rule_hash"]:
+            reasons = {a["from"]: a["reason"] for a in claim.get("amended") or []}
+            if before["rule_hash"] not in reasons:
+                raise ClaimError(
+                    f"{claim['id']}: its rule changed after its verdict. Add to the claim: "
+                    f"amended: [{{from: {before['rule_hash']}, reason: ...}}], or restore the rule"
+                )
+        new[claim["id"]] = verdict
+    text = json.dumps(new, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    verdicts_path(root).write_text(text, encoding="utf-8")
+    return [name for name in new if new[name] != old.get(name)]
+
+
+def _close(a: Any, b: Any) -> bool:
+    """Equal, numbers up to rounding."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_close(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_close(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
+    return bool(a == b)
+
+
+def drift(root: pathlib.Path | None = None) -> list[str]:
+    """Where the verdicts on record differ from what the results in the repository give."""
+    root = root or default_root()
+    recorded, found = on_record(root), []
+    known = {claim["id"]: claim for claim in claims(root)}
+    found += [f"{name}: has a verdict but is no registered claim" for name in recorded if name not in known]
+    for name, claim in known.items():
+        now = evaluate(claim, root)
+        then = recorded.get(name)
+        if then is None:
+            if now["as_printed"] != "pending":
+                found.append(f"{name}: the results give {now['as_printed']!r}, no verdict is on record")
+        elif not _close(now, then):
+            what = [k for k in now if not _close(now[k], then.get(k))]
+            found.append(f"{name}: {', '.join(f'{k} is {now[k]!r}, on record {then.get(k)!r}' for k in what)}")
+    return found
