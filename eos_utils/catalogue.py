@@ -6,6 +6,7 @@ run for each listed value, named by a template such as ``fg_fig1_seed{seed}``. A
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import pathlib
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import yaml
 
 from eos_utils.experiment import Experiment, Measure
-from eos_utils.run import compute
+from eos_utils.run import compute, forget
 from eos_utils.store import Status, Store, root
 
 FIELDS = ("about", "experiment", "measure", "minutes", "for")
@@ -38,9 +39,12 @@ class Entry:
 
 
 def _expand(name: str, fields: dict[str, Any], where: str, known: dict[str, Entry]) -> list[Entry]:
-    for field in fields:
-        if field not in FIELDS:
-            raise ValueError(f"{where}: {name}: {field!r} is unknown; there are {', '.join(FIELDS)}")
+    known_measures = [f.name for f in dataclasses.fields(Measure)]
+    if not isinstance(fields, dict):
+        raise ValueError(f"{where}: {name}: has no fields; there are {', '.join(FIELDS)}")
+    for field, allowed in [*((f, FIELDS) for f in fields), *((f, known_measures) for f in fields.get("measure", {}))]:
+        if field not in allowed:
+            raise ValueError(f"{where}: {name}: {field!r} is unknown; there are {', '.join(allowed)}")
     axes = fields.get("for", {})
     entries = []
     for values in itertools.product(*axes.values()):
@@ -48,9 +52,9 @@ def _expand(name: str, fields: dict[str, Any], where: str, known: dict[str, Entr
         experiment = dict(fields.get("experiment", {}))
         if "fork" in experiment:
             fork = dict(experiment["fork"])
-            base = known.get(fork["of"])
+            base = known.get(str(fork.get("of")))
             if base is None:
-                raise ValueError(f"{where}: {name} forks from {fork['of']!r}, which is not listed before it")
+                raise ValueError(f"{where}: {name} forks from {fork.get('of')!r}, which is not listed before it")
             fork["seed"] = chosen.pop("fork_seed", fork.get("seed", 0))
             fork["of"] = base.experiment.key
             experiment = {**_plain(base.experiment), **experiment, "fork": fork}
@@ -102,16 +106,15 @@ def find(name: str) -> Entry:
 def record(entry: Entry, *, device: str = "auto", progress: bool = True, replace: bool = False) -> bool:
     """Computes a run and writes it to ``results/``; False if a usable record was there already."""
     store = Store()
-    store.check_writable()
+    store.check_writable(entry.experiment.key)
     state = store.status(entry.experiment.key).state
     if state in ("fresh", "unverified") and not replace:
         return False
     if progress:
         print(f"recording {entry.name} ({entry.experiment.key})", file=sys.stderr)
     result, provenance = compute(entry.experiment, entry.measure, device=device, progress=progress, records=store)
-    return store.save(
-        entry.experiment.key,
-        result,
-        {"name": entry.name, **provenance},
-        replace=state != "missing" or replace,
+    saved = store.save(
+        entry.experiment.key, result, {"name": entry.name, **provenance}, replace=state != "missing" or replace
     )
+    forget(entry.experiment, entry.measure)
+    return saved

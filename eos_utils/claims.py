@@ -128,10 +128,14 @@ def scope(entries: list[Entry]) -> str:
     listed = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 else " and ".join(map(str, seeds))
     outputs = "ten outputs" if first.labels == "onehot" else "one output"
     return (
-        f"{first.dataset.upper().replace('CIFAR10', 'CIFAR-10')}, n = {first.n:,}, {first.preprocessing}ed inputs, "
-        f"{first.activation} network of depth {first.depth} and width {first.width}, {outputs}, {first.loss}, "
-        f"η = {as_two_over(rational(first.eta))}, seed{'s' if len(seeds) > 1 else ''} {listed}"
-    ).replace("scaleed", "scaled").replace("standardizeed", "standardized")
+        (
+            f"{first.dataset.upper().replace('CIFAR10', 'CIFAR-10')}, n = {first.n:,}, {first.preprocessing}ed inputs, "
+            f"{first.activation} network of depth {first.depth} and width {first.width}, {outputs}, {first.loss}, "
+            f"η = {as_two_over(rational(first.eta))}, seed{'s' if len(seeds) > 1 else ''} {listed}"
+        )
+        .replace("scaleed", "scaled")
+        .replace("standardizeed", "standardized")
+    )
 
 
 @lru_cache(maxsize=64)

@@ -41,6 +41,8 @@ class Hessian:
 
     def apply(self, rows: Tensor) -> Tensor:
         """The products for the rows of a (k, P) block, in one sweep over the data."""
+        if rows.ndim != 2 or rows.shape[1] != self.shape[0]:
+            raise ValueError(f"rows have shape {tuple(rows.shape)}; vectors have P={self.shape[0]} entries")
         self.products += len(rows)
         return self.point.products(rows, self.gauss_newton)
 

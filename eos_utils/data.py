@@ -114,7 +114,11 @@ def _read_torchvision(root: pathlib.Path, download: bool) -> tuple[np.ndarray, n
     try:
         data = CIFAR10(str(root), train=True, download=download)
     except RuntimeError as error:
-        raise DataError(f"the CIFAR-10 folder in {root} is missing or damaged ({error})") from error
+        raise DataError(
+            f"the CIFAR-10 folder in {root} is incomplete or its checksums do not match; delete it and get it again"
+            if not download
+            else str(error)
+        ) from error
     order = cifar10_order()
     images, labels = data.data[order], np.asarray(data.targets, dtype=np.uint8)[order]
     if _sha256(images[:5000], labels[:5000]) != FIRST_5000_SHA256:
@@ -133,7 +137,9 @@ def _read_folder(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray] | None:
     return None
 
 
-def _cifar10_arrays(path: str | os.PathLike | None, least: int) -> tuple[np.ndarray, np.ndarray, str]:
+def _cifar10_arrays(
+    path: str | os.PathLike | None, least: int, classes: Sequence[int] | None
+) -> tuple[np.ndarray, np.ndarray, str]:
     cache = cache_folder() / "cifar10"
     places: list[tuple[str, str | os.PathLike | None]] = [
         ("the path given", path),
@@ -145,10 +151,16 @@ def _cifar10_arrays(path: str | os.PathLike | None, least: int) -> tuple[np.ndar
         if place is None:
             tried.append(f"{what} (not set)")
             continue
-        arrays = _read_folder(pathlib.Path(place).expanduser())
-        if arrays is not None and len(arrays[0]) >= least:
+        try:
+            arrays = _read_folder(pathlib.Path(place).expanduser())
+        except DataError:
+            if place is not cache:
+                raise
+            arrays = None  # a download cut short is made good by the next one
+        usable = 0 if arrays is None else len(arrays[1]) if classes is None else int(np.isin(arrays[1], classes).sum())
+        if arrays is not None and usable >= least:
             return *arrays, what
-        held = "no CIFAR-10 there" if arrays is None else f"holds only {len(arrays[0])} images, {least} wanted"
+        held = "no CIFAR-10 there" if arrays is None else f"holds only {usable} such images, {least} wanted"
         tried.append(f"{what} {place} ({held})")
     if os.environ.get("EOS_OFFLINE"):
         tried.append("torchvision's download (switched off by EOS_OFFLINE)")
@@ -202,8 +214,8 @@ def _check(n: int, labels: str, preprocessing: str, classes: Sequence[int] | Non
         raise ValueError(f"preprocessing={preprocessing!r} is unknown; choose one of {', '.join(PREPROCESSING)}")
     if classes is not None and (not classes or any(c not in range(10) for c in classes)):
         raise ValueError(f"classes={list(classes)!r}: class numbers lie between 0 and 9")
-    if labels == "pair" and (classes is None or len(classes) != 2):
-        raise ValueError("labels='pair' needs classes=(negative, positive), two class numbers")
+    if labels == "pair" and (classes is None or len(set(classes)) != 2):
+        raise ValueError("labels='pair' needs classes=(negative, positive), two different class numbers")
 
 
 def _assemble(
@@ -255,7 +267,7 @@ def cifar10(
     arguments out of range. Data: Krizhevsky (2009).
     """
     _check(n, labels, preprocessing, classes)
-    images, labels_of, source = _cifar10_arrays(path, n)
+    images, labels_of, source = _cifar10_arrays(path, n, classes)
     images = images.transpose(0, 3, 1, 2)
     return _assemble(images, labels_of, 255.0, n, labels, classes, preprocessing, VEHICLES, "cifar10", source)
 

@@ -59,13 +59,14 @@ class Stop:
 class Descent:
     """A run in progress: where it is, what it has recorded, and how it ended.
 
-    ``series``: 'loss', 'accuracy', 'eta', one value a step. ``status``: 'running', 'accuracy', 'loss', 'steps' or
-    'diverged'. ``finite_loss``: the last finite loss.
+    ``series``: 'loss', 'accuracy', 'eta', one value a step from ``first`` on. ``status``: 'running', 'accuracy',
+    'loss', 'steps' or 'diverged'. ``finite_loss``: the last finite loss.
     """
 
     theta: Tensor
     eta: float
     step: int = 0
+    first: int = 0
     status: str = "running"
     decayed_at: int | None = None
     finite_loss: float = math.nan
@@ -107,9 +108,13 @@ def gradient_descent(
             break
         descent.finite_loss = loss
         right = accuracy(outputs, objective.y)
-        for observer in observers:
-            if observer.due(descent.step):
-                observer.measure(descent.step, descent.eta, objective, descent.theta)
+        try:
+            for observer in observers:
+                if observer.due(descent.step):
+                    observer.measure(descent.step, descent.eta, objective, descent.theta)
+        except FloatingPointError:  # the curvature overflows before the loss does
+            descent.status = "diverged"
+            break
         if decay is not None and descent.decayed_at is None:
             reached = (
                 descent.step >= decay.at_step

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from eos_utils import data, models
-from eos_utils.descent import Decay, Stop
+from eos_utils.descent import Decay
 from eos_utils.losses import LOSSES
 from eos_utils.objective import Objective
 from eos_utils.observers import Eigenvalues, Snapshots
@@ -35,11 +36,15 @@ def rational(value: Any, name: str = "eta") -> Fraction:
     try:
         if isinstance(value, bool):
             raise ValueError
-        number = Fraction(repr(value) if isinstance(value, float) else value)
+        if isinstance(value, str) and any(abs(int(e)) > 300 for e in re.findall(r"[eE]([+-]?\d{1,9})", value)):
+            raise ValueError
+        number = Fraction(repr(float(value)) if isinstance(value, float) else value)
     except (ValueError, TypeError, ZeroDivisionError):
         raise ValueError(f"{name}={value!r} is not a number or a fraction such as 2/150") from None
     if number <= 0:
         raise ValueError(f"{name}={value}: must be positive")
+    if not 1e-300 < number < 1e300:
+        raise ValueError(f"{name}={value}: is out of the range of floating-point numbers")
     return number
 
 
@@ -100,14 +105,33 @@ class Experiment:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}")
-        for name in ("n", "width", "depth"):
-            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be an integer")
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        Stop(self.steps)
+        for name, least in {"n": 1, "width": 1, "depth": 1, "steps": 0, "seed": 0}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{name}={value!r}: must be an integer")
+            if value < least:
+                raise ValueError(f"{name}={value}: must be at least {least}")
+        if not isinstance(self.bias, bool):
+            raise ValueError(f"bias={self.bias!r}: must be true or false")
+        for name, most in {"stop_accuracy": 1.0, "stop_loss": float("inf")}.items():
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool | str) or not 0 < value <= most):
+                raise ValueError(f"{name}={value!r}: must be a number above 0" + (" and at most 1" * (most == 1)))
+        self._normalise("decay", ("factor",), ("at_step", "entered"), "factor")
+        self._normalise("fork", ("of", "at", "size", "seed"), (), "size")
         if self.decay is not None:
             self.schedule()
+
+    def _normalise(self, name: str, needed: tuple[str, ...], optional: tuple[str, ...], exact: str) -> None:
+        """Checks the fields of ``decay`` or ``fork``, and writes its number in one way, so that keys agree."""
+        given = getattr(self, name)
+        if given is None:
+            return
+        for field in [*given, *needed]:
+            if field not in (*needed, *optional) or field not in given:
+                raise ValueError(f"{name}: {field!r} is unknown or missing; it has {', '.join((*needed, *optional))}")
+        value = str(rational(given[exact], f"{name} {exact}"))
+        object.__setattr__(self, name, {**given, exact: value})
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Experiment:

@@ -111,6 +111,8 @@ class _Basis:
     def ritz(self) -> tuple[Tensor, Tensor]:
         """Ritz values, falling (float64, CPU), and coordinates of the Ritz vectors as columns."""
         t = (self.q @ self.hq.T).double().cpu()
+        if not bool(torch.isfinite(t).all()):
+            raise FloatingPointError("the curvature at this point is beyond the range of floating-point numbers")
         values, vectors = torch.linalg.eigh((t + t.T) / 2)
         return values.flip(0), vectors.flip(1)
 
@@ -149,6 +151,8 @@ class _Probe:
         self.basis.products += 1
         self.images.append(image)
         self.alpha.append(float((row * image).sum()))
+        if not math.isfinite(self.alpha[-1]):
+            raise FloatingPointError("the operator returned NaN or infinite values; the point is not finite")
         known = torch.cat([self.basis.q, *self.rows])
         rest = image
         for _ in range(2):
@@ -219,6 +223,7 @@ def _upper_bounds(values: Tensor, defect: Tensor, ceiling: float, k: int, precis
     if ceiling == math.inf:
         return torch.full((k,), math.inf, dtype=torch.float64)
     result = []
+    precision = max(precision, 8 * torch.finfo(torch.float64).eps * float(values.abs().max()))
     for i in range(k):
         low = max(ceiling, float(values[i]))
         high = low + precision
@@ -249,7 +254,8 @@ def top_eigenpairs(
     ``start``: rows (m, P) to begin from, as an earlier result's ``basis``; without it a random vector is used.
     ``check``: certify completeness with a fresh random vector (see the module); without it ``ceiling`` from an
     earlier check stands in. Raises ``ValueError`` for k < 1 or k > P and ``FloatingPointError`` if a product is not
-    finite. A result that ran out of ``max_products`` has ``converged=False`` and keeps valid bounds.
+    finite. A result that ran out of ``max_products`` has ``converged=False``, keeps valid bounds
+    and may hold fewer than k values.
 
     >>> import torch
     >>> class Diagonal:
@@ -283,7 +289,7 @@ def top_eigenpairs(
             new = basis.extend(basis.hq[-new:]) or basis.extend(_random_rows(1, operator, generator))
             continue
         upper = torch.full((wanted,), math.inf, dtype=torch.float64)
-        good = check is False and bool((residuals <= tol * scale).all())
+        good = wanted == k and not check and known is None and bool((residuals <= tol * scale).all())
         # Errors of eigenvalues are quadratic in the residuals, once a ceiling is known.
         if bool((residuals <= math.sqrt(tol) * scale).all()) or full or spent or new == 0:
             defect = _defect(basis, coordinates, values)
@@ -296,14 +302,15 @@ def top_eigenpairs(
                 before = basis.products
                 missed = _run_probe(probe, values, defect, wanted, tol * scale, max_products)
                 probed += basis.products - before
-                known, checked, krylov = probe.ceiling(), not missed, False
-                if missed:  # take in all that the probe saw beside the best so far, and look again
+                known, checked, krylov = None if missed else probe.ceiling(), not missed, False
+                if missed:  # keep the best so far, add what the probe saw, and look again with another probe
                     basis.q, basis.hq = basis.rotate(coordinates[:, : 2 * k])
+                if probe.images:  # in any case its products are paid for; a larger basis keeps the ceiling valid
                     new = basis.extend(torch.cat(probe.rows[: len(probe.images)]), torch.cat(probe.images))
                     continue
             if known is not None:
                 upper = _upper_bounds(values, defect, known, wanted, 0.05 * tol * scale)
-                good = bool((upper - values[:wanted] <= tol * scale).all())
+                good = wanted == k and bool((upper - values[:wanted] <= tol * scale).all())
                 width = float((upper - values[:wanted]).clamp(max=1e300).sum())
                 stalls, narrowest = (0, width) if width < 0.9 * narrowest else (stalls + 1, narrowest)
             if good or full or spent or new == 0 or stalls > 3:
@@ -316,7 +323,12 @@ def top_eigenpairs(
             if checked and known is not None:  # below the ceiling (a dense spectrum) a larger basis does not help
                 loose &= values[:wanted] + 0.5 * tol * scale > known
             new = basis.extend(errors[loose.to(errors.device)])
-    keep, _ = basis.rotate(coordinates[:, : min(2 * k, len(basis))])
+    kept = min(2 * k, len(basis))
+    keep, _ = basis.rotate(coordinates[:, :kept])
+    if known is not None and kept < len(basis):
+        # The complement of what is kept is larger: its top is bounded in the same way.
+        rest = _defect(basis, coordinates, values)[kept:, kept:]
+        known = float(_upper_bounds(values[kept:], rest, known, 1, 0.05 * tol * scale)[0])
     return Eigenpairs(
         values[:wanted],
         top.T,

@@ -37,7 +37,7 @@ class Loss:
 
 def _entropy(f: Tensor, y: Tensor) -> Tensor:
     if f.shape[1] == 1:
-        return functional.softplus(-y * f).sum()
+        return -functional.logsigmoid(y * f).sum()
     return -(y * torch.log_softmax(f, dim=1)).sum()
 
 

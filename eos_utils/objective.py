@@ -31,12 +31,16 @@ class Objective:
     def __init__(self, model: nn.Module, loss: str | Loss, x: Tensor, y: Tensor, chunk: int | None = None) -> None:
         if len(x) != len(y) or len(x) == 0:
             raise ValueError(f"x has {len(x)} examples and y has {len(y)}; both need the same number, at least 1")
+        if y.ndim != 2:
+            raise ValueError(f"y has shape {tuple(y.shape)}; targets have shape (n, outputs), (n, 1) for one output")
         if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
             raise ValueError("the data contain NaN or infinite values")
         self.model = model.to(device=x.device, dtype=x.dtype)
         self.loss = get_loss(loss) if isinstance(loss, str) else loss
         self.x, self.y, self.n = x, y, len(x)
         self.layers = layers_of(model)
+        if self.layers and self.layers[-1].fan_out != y.shape[1]:
+            raise ValueError(f"the network has {self.layers[-1].fan_out} outputs, y has {y.shape[1]}")
         self.shapes = {name: p.shape for name, p in model.named_parameters()}
         self.P = sum(shape.numel() for shape in self.shapes.values())
         if chunk is not None and chunk < 1:
@@ -74,6 +78,8 @@ class Objective:
 
     def _share(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self._call(theta, x)
+        if outputs.shape != y.shape:
+            raise ValueError(f"the network gives outputs of shape {tuple(outputs.shape)}, y has {tuple(y.shape)}")
         return self.loss.value(outputs, y) / self.n, outputs
 
     def _chunks(self) -> list[tuple[Tensor, Tensor]]:

@@ -45,7 +45,7 @@ def pick_device(device: str = "auto") -> torch.device:
     if chosen.type == "cuda":
         if not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     elif chosen.type != "cpu":
         raise ValueError(f"device={device!r} is unknown; choose auto, cpu, cuda or cuda:N")
     return chosen
@@ -87,7 +87,7 @@ def trajectory(experiment: Experiment, descent: Descent, eigenvalues: Eigenvalue
     """The recorded run as a dataset: 'step' (every step), 'measured' (steps with eigenvalues), 'eig', 'snapshot'."""
     import xarray as xr
 
-    rows, first = eigenvalues.rows, descent.step + 1 - len(descent.series["loss"])
+    rows, first = eigenvalues.rows, descent.first
     steps = np.arange(first, first + len(descent.series["loss"]), dtype=np.int32)
     k = eigenvalues.tracker.k
     bounds = {
@@ -223,16 +223,17 @@ def partial_path(experiment: Experiment, measure: Measure) -> pathlib.Path:
 
 
 def _save_checkpoint(path: pathlib.Path, state: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         # A full disk must not end a run that can go on without a checkpoint.
         print(f"no checkpoint could be written to {path}: {error}", file=sys.stderr)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -282,13 +283,13 @@ def compute(
     observers: dict[str, Observer] = {"eigenvalues": eigenvalues, "snapshots": snapshots}
     path = partial_path(experiment, measure)
     theta, first = _start(experiment, objective, records or store.Store())
-    descent = Descent(theta, experiment.step_size, first)
+    descent = Descent(theta, experiment.step_size, first, first)
     stamp = {"code": store.fingerprints(), "data": loaded.sha256}
     if path.is_file():
         saved = None
         with contextlib.suppress(Exception):  # a checkpoint that cannot be read is started over
             saved = torch.load(path, map_location=where, weights_only=True)
-        if saved is not None and saved["stamp"] == stamp:
+        if isinstance(saved, dict) and saved.get("stamp") == stamp:
             descent = Descent.from_state(saved["descent"])
             for name, observer in observers.items():
                 observer.load_state(saved[name])
@@ -352,8 +353,14 @@ def compute(
     }
     result = trajectory(experiment, descent, eigenvalues, snapshots)
     result.attrs["provenance"] = json.dumps(provenance)
-    path.unlink(missing_ok=True)
+    if descent.status != "running":  # a finished run is kept until its result is stored: see forget
+        keep()
     return result, provenance
+
+
+def forget(experiment: Experiment, measure: Measure) -> None:
+    """Deletes the checkpoint of a run whose result has been stored."""
+    partial_path(experiment, measure).unlink(missing_ok=True)
 
 
 def run(
@@ -386,15 +393,21 @@ def run(
                 raise store.StoreError(
                     f"the record of {experiment.key} is {state.state} ({state.why}); record it, or use source='auto'"
                 )
-    cache.check_writable()
+    cache.check_writable(experiment.key)
     result, provenance = compute(
         experiment, measure, device=device, progress=progress, on_divergence=on_divergence, records=results
     )
     cache.save(experiment.key, result, provenance, replace=True)
+    forget(experiment, measure or Measure())
     result.attrs["source"] = "live"
     return result
 
 
 def _covers(found: xr.Dataset, measure: Measure) -> bool:
     """Whether a cached trajectory holds what is to be measured."""
-    return found.sizes["eig"] >= measure.k and int(found.attrs["stride"]) == measure.stride
+    there = json.loads(found.attrs["provenance"])["measure"]
+    return (
+        there["k"] >= measure.k
+        and (there["stride"], there["pairs"], there["tol"]) == (measure.stride, measure.pairs, measure.tol)
+        and set(measure.snapshots) <= set(there["snapshots"])
+    )

@@ -9,6 +9,7 @@ a file. Writing is atomic: of two racing writers the first wins, the second chec
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import json
@@ -39,6 +40,10 @@ NUMERIC_MODULES = (
 
 class StoreError(RuntimeError):
     """A record is missing, damaged, foreign or newer than this code; the message names the remedy."""
+
+
+class NewerFormatError(StoreError):
+    """A record was written by a newer version of this code, which must not be overwritten."""
 
 
 def root() -> pathlib.Path:
@@ -103,7 +108,7 @@ class Store:
 
     def keys(self) -> list[str]:
         """Keys of all records."""
-        return sorted(p.stem for p in self.folder.glob("*.json"))
+        return sorted(p.stem for p in self.folder.glob("[!.]*.json"))
 
     def manifest(self, key: str) -> dict[str, Any]:
         """The manifest of a record, checked for format and key."""
@@ -113,10 +118,12 @@ class Store:
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             written = manifest["format"]
+            if not isinstance(written, int) or not {"key", "file", "sha256", "code", "provenance"} <= set(manifest):
+                raise ValueError("fields are missing")
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} is damaged ({error!r}); restore it with git, or delete it") from error
         if written > FORMAT:
-            raise StoreError(f"{path} has format {written}, this code reads up to {FORMAT}: update eos_utils")
+            raise NewerFormatError(f"{path} has format {written}, this code reads up to {FORMAT}: update eos_utils")
         if manifest.get("key") != key:
             raise StoreError(f"{path} is the record of another experiment ({manifest.get('key')}); restore it")
         return manifest
@@ -142,8 +149,15 @@ class Store:
         dataset.attrs["provenance"] = json.dumps(manifest["provenance"])
         return dataset
 
-    def check_writable(self) -> None:
-        """Raises :class:`StoreError` if nothing can be written here; called before a long run, not after."""
+    def check_writable(self, key: str | None = None) -> None:
+        """Raises :class:`StoreError` if nothing (or not this key) can be written here; called before a long run."""
+        try:
+            if key is not None and self.manifest_path(key).is_file():
+                self.manifest(key)
+        except NewerFormatError:
+            raise
+        except StoreError:
+            pass  # a damaged record may be replaced
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
@@ -155,7 +169,7 @@ class Store:
 
     def save(self, key: str, dataset: xr.Dataset, provenance: dict[str, Any], *, replace: bool = False) -> bool:
         """Writes a record atomically; False if another writer was first (its record stays)."""
-        self.check_writable()
+        self.check_writable(key)
         dataset.attrs["key"] = key
         encoding = {
             str(name): {"zlib": True, "complevel": 4}
@@ -181,7 +195,10 @@ class Store:
                 "provenance": provenance,
             }
             _fsync_write(note, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
-            old = self.manifest(key)["file"] if replace and self.manifest_path(key).is_file() else None
+            old = None
+            if replace and self.manifest_path(key).is_file():
+                with contextlib.suppress(StoreError):  # a damaged manifest is replaced with the rest
+                    old = self.manifest(key)["file"]
             os.chmod(temp, 0o644)
             os.replace(temp, final)
             if replace:
@@ -194,6 +211,9 @@ class Store:
                         final.unlink()
                     self.load(key)  # the first writer's record must be whole
                     return False
+                except OSError:
+                    final.unlink()
+                    raise
             if old and old != final.name:
                 (self.folder / old).unlink(missing_ok=True)
             return True

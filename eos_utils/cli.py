@@ -1,0 +1,224 @@
+"""``eos``: list, status, record, verify, run, smoke, claims, book, check."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections import Counter
+from typing import Any
+
+from eos_utils import catalogue, claims, data, store
+
+# Errors that are the user's to mend: shown as one line, without a traceback.
+EXPECTED = (ValueError, KeyError, data.DataError, store.StoreError, FileNotFoundError)
+
+
+def notebooks() -> dict[str, pathlib.Path]:
+    """The notebooks by name."""
+    return {path.stem: path for path in sorted((store.root() / "notebooks").glob("*.ipynb"))}
+
+
+def _notebook(name: str) -> pathlib.Path:
+    known = notebooks()
+    stem = pathlib.Path(name).stem
+    if stem not in known:
+        raise KeyError(f"no notebook {name!r}; there are {', '.join(known)}")
+    return known[stem]
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from eos_utils.parameters import declared
+
+    for name, path in notebooks().items():
+        print(f"notebook {name}")
+        for p in declared(path):
+            print(f"    {p.name:<14} {p.type:<9} {p.default:<12} {p.help}")
+    print("\nruns of the catalogue (minutes on two cores)")
+    for entry in catalogue.catalogue().values():
+        print(f"    {entry.name:<30} {entry.minutes:>5g} min  {entry.status().state:<10} {entry.about}")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    entries = [catalogue.find(arguments.name)] if arguments.name else list(catalogue.catalogue().values())
+    states: Counter[str] = Counter()
+    for entry in entries:
+        status = entry.status()
+        states[status.state] += 1
+        print(f"{status.state:<11} {entry.name:<30} {entry.experiment.key}  {status.why}")
+    known = {entry.experiment.key for entry in catalogue.catalogue().values()}
+    for key in store.Store().keys():
+        if key not in known and not arguments.name:
+            print(f"{'unlisted':<11} {'':<30} {key}  no run of the catalogue has this key; delete it or list it")
+    print(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+    return 0
+
+
+def _record(arguments: argparse.Namespace) -> int:
+    if bool(arguments.name) == arguments.missing:
+        raise ValueError("give the name of a run, or --missing for all that are pending or stale")
+    entries = [catalogue.find(arguments.name)] if arguments.name else list(catalogue.catalogue().values())
+    for entry in entries:
+        done = catalogue.record(entry, device=arguments.device, replace=arguments.replace)
+        print(f"{entry.name}: {'recorded' if done else 'a usable record is there already'}", flush=True)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from eos_utils.verify import replay, whole
+
+    if arguments.whole:
+        if not arguments.name:
+            raise ValueError("--whole computes a run anew: give its name")
+        outside = whole(catalogue.find(arguments.name), device=arguments.device)
+        print("\n".join(outside) or f"{arguments.name}: its statistics lie within the spread of the recorded forks")
+        return int(bool(outside))
+    entries = [catalogue.find(arguments.name)] if arguments.name else list(catalogue.catalogue().values())
+    there = [e for e in entries if e.status().state in ("fresh", "unverified")]
+    if not there:
+        print("nothing to verify: no run is on record")
+        return 1 if arguments.name else 0
+    failed = False
+    for entry in there[:1] if arguments.quick else there:
+        replays = replay(entry, device=arguments.device, quick=arguments.quick)
+        agrees = bool(replays) and all(r.agrees for r in replays)
+        failed |= bool(replays) and not agrees
+        for r in replays:
+            print(f"{entry.name}: {r}", flush=True)
+        if not replays:
+            print(f"{entry.name}: holds no point to replay from; it is verified with the run it forks from")
+            base = entry.experiment.fork["of"] if entry.experiment.fork else ""
+            agrees = bool(base) and store.Store().status(base).state == "fresh"
+        if agrees and not arguments.quick and entry.status().state == "unverified":
+            store.Store().restamp(entry.experiment.key)
+            print(f"{entry.name}: stamped as verified with this code")
+    return int(failed)
+
+
+def _given(pairs: list[str]) -> dict[str, str]:
+    given = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"-p {pair}: write name=value")
+        given[name.strip()] = value.strip()
+    return given
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from eos_utils.book import execute
+    from eos_utils.parameters import check_given
+
+    path = _notebook(arguments.notebook)
+    given: dict[str, Any] = check_given(path, _given(arguments.parameter))
+    if arguments.fresh:
+        given["source"] = "live"
+    out = pathlib.Path(arguments.output or f"{path.stem}.out.ipynb")
+    print(execute(path, out, given, progress=True))
+    return 0
+
+
+def _smoke(arguments: argparse.Namespace) -> int:
+    import yaml
+
+    from eos_utils.book import execute
+    from eos_utils.parameters import check_given, declared
+
+    folder = store.root() / "_build" / "smoke"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, path in notebooks().items():
+        given = yaml.safe_load((path.parent / "params" / f"{name}.smoke.yaml").read_text(encoding="utf-8"))
+        dataset = "synthetic data"
+        if any(p.name == "dataset" for p in declared(path)):
+            here = data.cifar10_available(given.get("n", 1))
+            dataset = given.setdefault("dataset", "cifar10" if here else "digits")
+        execute(path, folder / path.name, check_given(path, given), progress=False)
+        print(f"{name}: a small live run on {dataset} passed", flush=True)
+    return 0
+
+
+def _claims(arguments: argparse.Namespace) -> int:
+    root = store.root()
+    if arguments.update:
+        for name in claims.update(root):
+            print(f"new: {name}")
+    drifts = claims.drift(root) if arguments.check else []
+    for line in drifts:
+        print(f"drift: {line}")
+    counted = Counter(row["as_printed"] for row in claims.ledger(root))
+    print(", ".join(f"{count} {verdict}" for verdict, count in counted.most_common()))
+    return int(bool(drifts))
+
+
+def _book(arguments: argparse.Namespace) -> int:
+    from eos_utils.book import build
+
+    print(build(store.root(), jobs=arguments.jobs))
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from eos_utils.book import check
+
+    html = store.root() / "_build" / "html"
+    if not (html / "index.html").is_file():
+        raise FileNotFoundError("there is no book yet; build it with `make book`")
+    problems = check(html)
+    for problem in problems:
+        print(problem)
+    print(f"{len(problems)} problems in the built book")
+    return int(bool(problems))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="eos", description="The Edge of Stability companion")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def add(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(function=function)
+        return sub
+
+    add("list", _list, "notebooks with their parameters, and the runs of the catalogue")
+    add("status", _status, "how far each recorded run can be relied on, and why").add_argument("name", nargs="?")
+    sub = add("record", _record, "compute a run of the catalogue into results/; an interrupted one resumes")
+    sub.add_argument("name", nargs="?")
+    sub.add_argument("--missing", action="store_true", help="all runs that are pending or stale, one after the other")
+    sub.add_argument("--replace", action="store_true", help="also where a usable record is there")
+    sub.add_argument("--device", default="auto")
+    sub = add("verify", _verify, "replay recorded runs from known points and compare")
+    sub.add_argument("name", nargs="?")
+    sub.add_argument("--quick", action="store_true", help="one run from one point")
+    sub.add_argument("--whole", action="store_true", help="compute the run anew and compare its statistics")
+    sub.add_argument("--device", default="auto")
+    sub = add("run", _run, "execute a notebook with your own parameters")
+    sub.add_argument("notebook")
+    sub.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+    sub.add_argument("--fresh", action="store_true", help="compute, whatever is on record")
+    sub.add_argument("-o", "--output", help="where the executed notebook goes (default: NOTEBOOK.out.ipynb)")
+    add("smoke", _smoke, "run every notebook live with its small parameters")
+    sub = add("claims", _claims, "the verdicts on record")
+    sub.add_argument("--check", action="store_true", help="fail if a verdict no longer follows from the results")
+    sub.add_argument("--update", action="store_true", help="evaluate all rules and write the ledger")
+    add("book", _book, "execute the notebooks and build the book").add_argument("--jobs", type=int, default=2)
+    add("check", _check, "internal links, anchors and alt texts of the built book")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status (2 for errors that the user can mend, 130 for Ctrl-C)."""
+    chosen = parser().parse_args(arguments)
+    try:
+        return int(chosen.function(chosen))
+    except EXPECTED as error:
+        print(f"eos {chosen.command}: {error.args[0] if error.args else error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except RuntimeError as error:
+        if type(error).__module__.startswith("eos_utils"):
+            print(f"eos {chosen.command}: {error}", file=sys.stderr)
+            return 2
+        raise

@@ -1,0 +1,235 @@
+"""The one visual style: colour-blind safe, readable in light and dark and on a phone; 2/η is always the same line.
+
+:func:`show` draws a figure twice, for the light and the dark page, and displays both; the book's theme shows the one
+that fits, plain Jupyter the light one.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn
+from cycler import cycler
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from eos_utils.eos_stats import entry_step
+from eos_utils.experiment import Experiment, as_two_over, rational
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+THEMES = {
+    "light": {"ink": "#24292f", "grid": "#d8dee4", "muted": "#6e7781"},
+    "dark": {"ink": "#d7dde3", "grid": "#3a424b", "muted": "#9aa4ae"},
+}
+
+
+def style(theme: str) -> Any:
+    """Matplotlib settings for 'light' or 'dark'; the background is transparent."""
+    tone = THEMES[theme]
+    palette = seaborn.color_palette("colorblind") if theme == "light" else seaborn.color_palette("pastel")
+    return {
+        "figure.figsize": (5.6, 5.4),
+        "figure.dpi": 160,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+        "figure.constrained_layout.use": True,
+        "font.size": 11,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.prop_cycle": cycler(color=palette),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": tone["grid"],
+        "grid.linewidth": 0.7,
+        "legend.frameon": False,
+        "legend.fontsize": 10,
+        "lines.linewidth": 1.3,
+        **{
+            name: tone["ink"]
+            for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+        },
+    }
+
+
+def show(draw: Callable[..., Figure], *arguments: Any, alt: str, **options: Any) -> Any:
+    """Draws the figure in both themes and returns what Jupyter displays; ``alt`` describes it to who cannot see it."""
+    from IPython.display import HTML
+
+    if len(alt.split()) < 8:
+        raise ValueError(f"alt={alt!r}: describe what the figure shows in a sentence")
+    tags = []
+    for theme in THEMES:
+        with plt.rc_context(style(theme)):
+            figure = draw(*arguments, **options)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png")
+            size = figure.get_size_inches() * 100
+            plt.close(figure)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        hidden = "" if theme == "light" else "display:none;"
+        tags.append(
+            f'<img class="eos-figure only-{theme}" alt="{html.escape(alt)}" width="{size[0]:.0f}" '
+            f'height="{size[1]:.0f}" style="{hidden}max-width:100%;height:auto" src="data:image/png;base64,{data}">'
+        )
+    return HTML("\n".join(tags))
+
+
+def muted() -> str:
+    """The colour of what is context, not data, in the current theme."""
+    return str(matplotlib.rcParams["axes.edgecolor"])
+
+
+def edge(axis: Axes, level: float, label: str = "2/η") -> None:
+    """The dashed line at 2/η."""
+    axis.axhline(level, color=muted(), linestyle=(0, (5, 3)), linewidth=1.2, label=label, zorder=5)
+
+
+def shades(count: int) -> list[Any]:
+    """Colours for λ1, λ2, ..., from strong to faint, in the current theme."""
+    dark = matplotlib.rcParams["text.color"] == THEMES["dark"]["ink"]
+    names = "viridis" if not dark else "plasma_r"
+    return list(matplotlib.colormaps[names](np.linspace(0.0 if dark else 0.05, 0.75 if dark else 0.85, count)))
+
+
+def _mark_entry(axis: Axes, run: xr.Dataset) -> None:
+    step = entry_step(run)
+    if not np.isnan(step):
+        axis.axvline(step, color=muted(), linewidth=0.8, linestyle=":")
+        axis.annotate(
+            "λ₁ enters",
+            (step, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(-4, -3),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=9,
+        )
+
+
+def sharpness_and_loss(run: xr.Dataset, k: int = 5, overlay: xr.Dataset | None = None) -> Figure:
+    """Two panels over the step: the top k eigenvalues with 2/η and their bounds, and the loss.
+
+    ``overlay``: another run (the one on record), drawn faintly behind for comparison.
+    """
+    k = min(k, run.sizes["eig"])
+    figure, (above, below) = plt.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    threshold = 2 / run["eta"].values[0]
+    step = run["measured"].values
+    if overlay is not None:
+        above.plot(overlay["measured"], overlay["eigenvalue"][:, 0], color=muted(), alpha=0.5, label="λ₁ on record")
+        below.plot(overlay["step"], overlay["loss"], color=muted(), alpha=0.5)
+    for i, colour in reversed(list(enumerate(shades(k)))):
+        low, high = run["eigenvalue"].values[:, i], run["upper"].values[:, i]
+        finite = np.isfinite(high)
+        above.fill_between(step[finite], low[finite], high[finite], color=colour, alpha=0.25, linewidth=0)
+        above.plot(
+            step, low, color=colour, linewidth=1.5 if i == 0 else 1.0, label=f"λ{'₁₂₃₄₅₆₇₈₉'[i]}" if i < 9 else None
+        )
+    edge(above, threshold)
+    _mark_entry(above, run)
+    above.set(ylabel="eigenvalue of the Hessian", ylim=(0, None))
+    handles, labels = above.get_legend_handles_labels()
+    above.legend(handles[::-1], labels[::-1], ncols=2, loc="lower right", handlelength=1.4, columnspacing=1.0)
+    below.semilogy(run["step"], run["loss"], color=shades(k)[0])
+    below.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    below.yaxis.set_minor_formatter(NullFormatter())
+    _mark_entry(below, run)
+    below.set(xlabel="gradient descent step", ylabel="training loss")
+    return figure
+
+
+def edge_closeup(run: xr.Dataset, k: int = 5, measurements: int = 120) -> Figure:
+    """λ_i·η/2 around λ1's entry, and the loss step by step: what hovering and oscillating look like."""
+    k = min(k, run.sizes["eig"])
+    figure, (above, below) = plt.subplots(2, 1, sharex=True)
+    enters = entry_step(run)
+    measured = run["measured"].values
+    stride = int(run.attrs["stride"])
+    middle = enters if not np.isnan(enters) else measured[-1]
+    window = (measured >= middle - measurements // 3 * stride) & (measured <= middle + measurements * stride)
+    for i, colour in reversed(list(enumerate(shades(k)))):
+        values = run["eigenvalue"].values[window, i] * run["eta"].values[0] / 2
+        above.plot(measured[window], values, ".-", color=colour, markersize=2.5, linewidth=0.8)
+    edge(above, 1.0)
+    _mark_entry(above, run)
+    above.set(ylabel="λᵢ · η/2")
+    steps = run["step"].values
+    inside = (steps >= measured[window][0]) & (steps <= measured[window][-1])
+    below.plot(steps[inside], run["loss"].values[inside], color=shades(k)[0], linewidth=0.8)
+    _mark_entry(below, run)
+    below.set(xlabel="gradient descent step", ylabel="training loss")
+    return figure
+
+
+def seeds(runs: Sequence[xr.Dataset], forks: Sequence[xr.Dataset] = ()) -> Figure:
+    """λ1·η/2 of several runs from their own entry on (left of 0: before), forks faintly behind."""
+    figure, axis = plt.subplots(figsize=(5.6, 3.2))
+    for fork in forks:
+        at = float(fork["measured"][10])
+        axis.plot(fork["measured"] - at, fork["eigenvalue"][:, 0] * fork["eta"][0] / 2, color=muted(), alpha=0.35)
+    for run, colour in zip(runs, shades(max(2, len(runs))), strict=False):
+        enters = entry_step(run)
+        if np.isnan(enters):
+            continue
+        seed = Experiment.from_dict(_fields(run)).seed
+        values = run["eigenvalue"][:, 0] * run["eta"].values[0] / 2
+        axis.plot(run["measured"] - enters, values, color=colour, linewidth=1.0, label=f"seed {seed}")
+    edge(axis, 1.0)
+    axis.set(xlabel="steps since λ₁ entered", ylabel="λ₁ · η/2", xlim=(-2000, 1000))
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="lower right", ncols=2)
+    return figure
+
+
+def small_multiples(runs: dict[str, xr.Dataset]) -> Figure:
+    """λ1·η/2 (and λ5) of runs in other readings or with other step sizes, one small panel each."""
+    rows = (len(runs) + 1) // 2
+    figure, axes = plt.subplots(rows, 2, figsize=(5.6, 1.9 * rows + 0.3), sharey=True, squeeze=False)
+    colours = shades(5)
+    for axis, (title, run) in zip(axes.flat, runs.items(), strict=False):
+        scale, last = run["eta"].values[0] / 2, min(5, run.sizes["eig"]) - 1
+        axis.plot(run["measured"], run["eigenvalue"][:, last] * scale, color=colours[4], linewidth=1.0, label="λ₅")
+        axis.plot(run["measured"], run["eigenvalue"][:, 0] * scale, color=colours[0], linewidth=1.2, label="λ₁")
+        edge(axis, 1.0)
+        axis.set_title(title, fontsize=10)
+        axis.tick_params(labelsize=9)
+        axis.locator_params(axis="x", nbins=4)
+    for axis in axes.flat[len(runs) :]:
+        axis.set_visible(False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("λᵢ · η/2")
+    for axis in axes.flat[max(0, len(runs) - 2) : len(runs)]:
+        axis.set_xlabel("step")
+    axes.flat[0].legend(loc="lower right", fontsize=9)
+    return figure
+
+
+def _fields(run: xr.Dataset) -> dict[str, Any]:
+    import json
+
+    return {k: v for k, v in json.loads(run.attrs["experiment"]).items() if k != "schema"}
+
+
+def experiment_of(run: xr.Dataset) -> Experiment:
+    """The experiment a trajectory is of."""
+    return Experiment.from_dict(_fields(run))
+
+
+def title_of(run: xr.Dataset) -> str:
+    """A short name: the step size as the papers write it."""
+    return f"η = {as_two_over(rational(experiment_of(run).eta))}"

@@ -1,0 +1,168 @@
+"""What every notebook page shows beside its figures: the run, the verdicts, where the numbers come from.
+
+Verdicts come from the claims' registered runs alone. A notebook with other settings shows what it measured beside
+what is on record, and no verdict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+import math
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from eos_utils import catalogue, claims, store
+from eos_utils.eos_stats import STATISTICS
+from eos_utils.experiment import Experiment, Measure, as_two_over, rational
+from eos_utils.run import git_state, run, versions
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+TONES = {
+    "reproduced": "good",
+    "holds on everything tested": "good",
+    "not reproduced": "bad",
+    "counterexample": "bad",
+    "pending": "pending",
+}
+
+
+def experiment(p: SimpleNamespace) -> Experiment:
+    """The experiment that a notebook's parameters describe (those that are fields of one; '' and 0.0 mean none)."""
+    fields = {f.name for f in dataclasses.fields(Experiment)}
+    return Experiment.from_dict(
+        {k: v or None if k.startswith("stop_") else v for k, v in vars(p).items() if k in fields}
+    )
+
+
+def trajectory(p: SimpleNamespace) -> xr.Dataset:
+    """The trajectory of a notebook's parameters, from the record or computed, as ``p.source`` says."""
+    return run(experiment(p), Measure(k=p.k, stride=p.stride), source=p.source, device=p.device)
+
+
+def on_record(name: str) -> xr.Dataset | None:
+    """The recorded run of a catalogue name, or None while it is pending."""
+    entry = catalogue.find(name)
+    return store.Store().load(entry.experiment.key) if entry.status().state not in ("pending", "missing") else None
+
+
+def recorded(names: list[str]) -> dict[str, xr.Dataset]:
+    """Those of the named runs that are on record."""
+    found = {name: on_record(name) for name in names}
+    return {name: run for name, run in found.items() if run is not None}
+
+
+def is_canonical(trajectory: xr.Dataset, name: str) -> bool:
+    """Whether a trajectory is the recorded run of this catalogue name."""
+    return trajectory.attrs["key"] == catalogue.find(name).experiment.key and trajectory.attrs["source"] == "recorded"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number to a few significant digits; a dash for none.
+
+    >>> number(0.123456), number(1234567.0), number(None), number(3.0)
+    ('0.123', '1,234,567', '–', '3')
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def _badge(verdict: str, note: str = "") -> str:
+    tone = TONES.get(verdict, "mixed")
+    return f'<span class="eos-badge eos-{tone}">{html.escape(verdict)}{note}</span>'
+
+
+def _cells(tag: str, *cells: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+
+def verdicts(notebook: str, trajectory: xr.Dataset, canonical: str) -> Any:
+    """The claims of this page: verdicts if the trajectory is the canonical one, else only what was measured here."""
+    from IPython.display import HTML
+
+    mine = [c for c in claims.claims() if c["notebook"] == notebook]
+    if not is_canonical(trajectory, canonical):
+        return HTML(_measured_here(mine, trajectory))
+    rows = [_cells("th", "Claim", "Measured, mean over runs [95 % interval]", "Forks", "Verdict")]
+    for claim in mine:
+        verdict = claims.evaluate(claim)
+        found = verdict["statistic"]
+        measured, forks = "–", "–"
+        if found:
+            low, high = found["interval"]
+            measured = f"{number(found['value'])} [{number(low)}, {number(high)}] {html.escape(found['unit'])}"
+            spread = [v for v in found.get("forks", {}).values() if v is not None]
+            forks = f"{number(min(spread))} to {number(max(spread))}" if spread else "–"
+        note = ", fragile" if verdict["fragile"] else ""
+        link = f'<a href="../book/claims.html#claim-{claim["id"]}">{html.escape(claim["statement"])}</a>'
+        rows.append(_cells("td", link, measured, forks, _badge(verdict["as_printed"], note)))
+    return HTML(_scrollable("Verdicts of this page", rows))
+
+
+def _measured_here(mine: list[dict[str, Any]], trajectory: xr.Dataset) -> str:
+    rows = [_cells("th", "Statistic", "Measured here", "On record, mean over its runs")]
+    for claim in mine:
+        rule = claim.get("rule")
+        if not rule:
+            continue
+        here = STATISTICS[rule["statistic"]](trajectory, **rule.get("arguments", {}))
+        found = claims.evaluate(claim)["statistic"]
+        rows.append(
+            _cells("td", html.escape(claim["statement"]), number(here), number(found["value"]) if found else "pending")
+        )
+    return "<p>Other settings than those on record: no verdict.</p>" + _scrollable("Measured here", rows)
+
+
+def _scrollable(label: str, rows: list[str]) -> str:
+    return (
+        f'<div class="eos-scroll" tabindex="0" role="region" aria-label="{label}"><table class="eos-table">'
+        f"<thead>{rows[0]}</thead><tbody>{''.join(rows[1:])}</tbody></table></div>"
+    )
+
+
+def provenance(notebook: str, p: SimpleNamespace, trajectory: xr.Dataset) -> Any:
+    """A block that says where the page's numbers come from, and the one command that makes them again."""
+    from IPython.display import HTML
+
+    origin = json.loads(trajectory.attrs["provenance"])
+    entry = Experiment.from_dict({k: v for k, v in json.loads(trajectory.attrs["experiment"]).items() if k != "schema"})
+    here = git_state()
+    given = " ".join(f"-p {name} {value!s}" for name, value in vars(p).items() if name != "source" and value != "")
+    state, origin_state = (", with uncommitted changes" if x["dirty"] else "" for x in (here, origin))
+    facts = {
+        "Result": f"{trajectory.attrs['source']} (experiment {trajectory.attrs['key']}), ended by: "
+        f"{trajectory.attrs['status']} at step {trajectory.attrs['last_step']}",
+        "Effective parameters": ", ".join(f"{k} = {v}" for k, v in vars(p).items()),
+        "Step size": f"η = {as_two_over(rational(entry.eta))}",
+        "Computed by": f"eos_utils at commit {origin['commit']}{origin_state}"
+        f", on {origin['device']}, {origin['recorded_at']}",
+        "Versions there": ", ".join(f"{k} {v}" for k, v in origin["versions"].items()),
+        "Data": f"{origin['data']['name']}, SHA-256 {origin['data']['sha256'][:16]}…",
+        "Seed": str(entry.seed),
+        "Cost": f"{origin['seconds'] / 60:.1f} min for {origin['steps']:,} steps, "
+        f"{origin['evaluations']:,} evaluations, {origin['products']:,} Hessian-vector products",
+        "This page": f"executed at commit {here['commit']}{state}, with "
+        + ", ".join(f"{k} {v}" for k, v in versions().items()),
+    }
+    listed = "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items())
+    command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p source live {given}"
+    return HTML(
+        f'<details class="eos-provenance"><summary>Where these numbers come from</summary><dl>{listed}'
+        f"<dt>Compute it again</dt><dd><code>{html.escape(command)}</code></dd></dl></details>"
+    )
+
+
+def glue(numbers: dict[str, str]) -> None:
+    """Makes numbers available to the prose, which never types one."""
+    try:
+        from myst_nb import glue as put
+    except ImportError:  # outside the book's environment the prose is not rendered
+        return
+    for name, value in numbers.items():
+        put(name, value, display=False)

@@ -1,0 +1,110 @@
+"""Does today's code still give what is on record? Short replays from points at which θ is known exactly.
+
+float32 trajectories agree closely between machines before EoS; after it they are chaotic and only statistics agree.
+So a record is replayed for 20 steps from its initialisation and from each stored snapshot: the loss must agree at
+each step, and at every step measured in between the recorded eigenvalues must agree with a cold evaluation. A run
+computed anew as a whole is compared by its statistics, with the spread of the recorded forks as the measure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from eos_utils import claims
+from eos_utils.catalogue import Entry, catalogue
+from eos_utils.curvature import Hessian
+from eos_utils.eos_stats import STATISTICS
+from eos_utils.lanczos import top_eigenpairs
+from eos_utils.run import compute, pick_device
+from eos_utils.store import Store, root
+
+REPLAY_STEPS = 20
+LOSS_TOLERANCE = 1e-3  # relative, over 20 steps: rounding at the edge grows by a few per cent a step
+EIGENVALUE_TOLERANCE = 3e-3  # of the largest: three times what a record's own bounds allow
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One replay: where it began, the worst relative differences, and whether they are within tolerance."""
+
+    begin: str
+    step: int
+    loss: float
+    eigenvalue: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both differences are within tolerance."""
+        return self.loss <= LOSS_TOLERANCE and self.eigenvalue <= EIGENVALUE_TOLERANCE
+
+    def __str__(self) -> str:
+        outcome = "agrees" if self.agrees else "DIFFERS"
+        return (
+            f"{outcome} from {self.begin} (step {self.step}): loss within {self.loss:.1e}, "
+            f"eigenvalues within {self.eigenvalue:.1e}"
+        )
+
+
+def replay(entry: Entry, *, device: str = "auto", quick: bool = False, store: Store | None = None) -> list[Replay]:
+    """Replays a recorded run; ``quick`` from its first known point alone. Raises if there is no record or no data."""
+    store = store or Store()
+    run = store.load(entry.experiment.key)
+    loaded = entry.experiment.dataset_loaded()
+    objective = entry.experiment.objective(pick_device(device), loaded)
+    points: list[tuple[str, int, torch.Tensor]] = []
+    if entry.experiment.fork is None:
+        points.append(("initialisation", 0, objective.initial()))
+    if "snapshot" in run.coords:
+        for i, label in enumerate(run["snapshot"].values):
+            theta = torch.from_numpy(np.array(run["theta"].values[i])).to(objective.device, objective.dtype)
+            points.append((str(label), int(run["snapshot_step"].values[i]), theta))
+    # A fork without snapshots has no point of its own: its base's snapshot is verified with the base.
+    found = []
+    steps, loss, eta = run["step"].values, run["loss"].values, run["eta"].values
+    measured, eigenvalues = run["measured"].values, run["eigenvalue"].values
+    for label, begin, theta in points[:1] if quick else points:
+        worst, apart = 0.0, 0.0
+        for t in range(begin, min(begin + REPLAY_STEPS, int(steps[-1])) + 1):
+            value, gradient, _ = objective.gradient(theta)
+            at = int(np.flatnonzero(steps == t)[0])
+            worst = max(worst, abs(float(value) - loss[at]) / abs(loss[at]))
+            for j in np.flatnonzero(measured == t):
+                cold = top_eigenpairs(Hessian(objective, theta), run.sizes["eig"], tol=1e-3, seed=t)
+                apart = max(apart, float(np.abs(cold.values.numpy() - eigenvalues[j]).max() / eigenvalues[j, 0]))
+            theta = theta - eta[at] * gradient
+        found.append(Replay(label, begin, worst, apart))
+    return found
+
+
+def whole(entry: Entry, *, device: str = "auto", progress: bool = True) -> list[str]:
+    """Computes a run anew and returns where its statistics leave the range of the recorded forks.
+
+    For every claim with forks whose statistic is judged on this run: the new value must lie within the values of the
+    record and of its forks, widened by their range on both sides. An empty list is agreement; a run with no such
+    claim cannot be judged and raises ``ValueError``.
+    """
+    place = root()
+    judged = [c for c in claims.claims(place) if c.get("rule") and entry.name in c["rule"]["experiments"]]
+    judged = [c for c in judged if _forks_of(entry, c["rule"])]
+    if not judged:
+        raise ValueError(f"no claim with forks of {entry.name}: there is no spread to compare a whole rerun with")
+    run, _ = compute(entry.experiment, entry.measure, device=device, progress=progress)
+    outside = []
+    for claim in judged:
+        rule = claim["rule"]
+        known = claims.measure([entry.name, *_forks_of(entry, rule)], rule, place).values()
+        low, high = min(known), max(known)
+        value = STATISTICS[rule["statistic"]](run, **rule.get("arguments", {}))
+        if not low - (high - low) <= value <= high + (high - low):
+            outside.append(f"{rule['statistic']} is {value:.4g}, on record and in its forks {low:.4g} to {high:.4g}")
+    return outside
+
+
+def _forks_of(entry: Entry, rule: dict) -> list[str]:
+    """The rule's forks whose base is this run."""
+    runs = catalogue(root() / "experiments")
+    key = entry.experiment.key
+    return [n for n in rule.get("forks", []) if (runs[n].experiment.fork or {}).get("of") == key]

@@ -1,0 +1,240 @@
+"""Rules and verdicts: on runs made here, whose statistics are known by construction."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import xarray as xr
+import yaml
+
+from eos_utils import claims, eos_stats
+from eos_utils.catalogue import catalogue
+from eos_utils.store import Store
+
+ROOT = pathlib.Path(__file__).parent.parent
+STRIDE, ETA = 5, 0.1
+
+
+def synthetic(level=1.04, seed=0, key="", enters=100, count=240):
+    """λ1·η/2 rises linearly to ``level`` at measurement ``enters`` and alternates around it from there on.
+
+    λ2 to λ6 follow 30 % below and climb to the edge; the loss falls, from the entry on with a sawtooth of period 2.
+    """
+    generator = np.random.default_rng(seed)
+    t = np.arange(count)
+    first = np.minimum(0.2 + (level - 0.2) * t / enters, level)
+    wobble = np.where(t > enters, 0.02 * (-1.0) ** t, 0.0)
+    lower = np.minimum(np.maximum(first - 0.3, first - 0.3 + 0.01 * (t - enters)), 0.99)[:, None] + np.zeros(5)
+    scaled = np.column_stack([first + wobble, lower + 0.5 * wobble[:, None] + 1e-5 * generator.normal(size=(count, 5))])
+    steps = np.arange((count - 1) * STRIDE + 1)
+    loss = np.exp(-steps / 500) * (1 + np.where(steps > enters * STRIDE, 0.02 * (-1.0) ** steps, 0.0))
+    return xr.Dataset(
+        {
+            "loss": ("step", loss),
+            "eta": ("step", np.full(len(steps), ETA)),
+            "eigenvalue": (("measured", "eig"), scaled * 2 / ETA),
+        },
+        {"step": steps, "measured": t * STRIDE, "eig": np.arange(1, 7)},
+        {"stride": STRIDE, "key": key, "experiment": "{}", "status": "steps"},
+    )
+
+
+def test_entry_is_where_the_running_median_reaches_the_level():
+    run = synthetic(level=1.04)
+    # 0.2 + 0.84 t/100 reaches 0.98 at t = 92.9; a median over a rising window is its middle.
+    assert eos_stats.entry_step(run) == 93 * STRIDE
+    assert np.isnan(eos_stats.entry_step(synthetic(level=0.9)))
+
+
+def test_statistics_of_a_known_run():
+    run = synthetic(level=1.04)
+    assert eos_stats.initial_sharpness(run) == pytest.approx(0.2)
+    assert eos_stats.sharpening_steadiness(run) == 1.0
+    assert eos_stats.sharpening_ratio(run) == pytest.approx(0.98 / 0.2, rel=0.1)
+    assert eos_stats.hover_level(run) == pytest.approx(0.04, abs=0.021)
+    assert eos_stats.hover_share(run) == 1.0
+    assert eos_stats.hover_share(run, width=0.01) == 0.0
+    assert eos_stats.loss_rises_before(run) == 0.0
+    assert eos_stats.loss_rises_after(run) == pytest.approx(0.5, abs=0.02)
+    assert eos_stats.loss_falls_long(run, block=50) == 1.0
+    assert eos_stats.roughness_ratio(run) > 100
+    assert 0.5 < eos_stats.gap_closed(run) <= 1.0
+    assert eos_stats.in_eos(run) >= 1
+
+
+def test_statistics_see_the_opposite_too():
+    below = synthetic(level=0.985)
+    assert eos_stats.hover_level(below) < 0
+    flat = synthetic(level=0.25)
+    assert eos_stats.sharpening_ratio(flat) == pytest.approx(0.27 / 0.2)  # odd windows of an alternation
+    assert np.isnan(eos_stats.hover_level(flat)) and np.isnan(eos_stats.gap_closed(flat))
+    assert eos_stats.in_eos(flat) == 0
+
+
+def test_bootstrap_interval_covers_a_known_mean():
+    generator = np.random.default_rng(1)
+    hits = 0
+    for _ in range(200):
+        low, high = eos_stats.bootstrap(generator.normal(3.0, 1.0, size=20), resamples=500)
+        hits += low <= 3.0 <= high
+    assert 170 <= hits <= 199  # nominal 95 %; percentile intervals of 20 values cover a little less
+
+
+@pytest.mark.parametrize(
+    ("ends", "verdict"),
+    [
+        ((0.02, 0.05), "reproduced"),
+        ((-0.03, -0.01), "not reproduced"),
+        ((0.2, 0.3), "not reproduced"),
+        ((-0.01, 0.05), "inconclusive"),
+        ((-0.01, 0.2), "inconclusive"),  # rejected at both ends, but by different bounds
+        ((float("nan"), float("nan")), "inconclusive"),
+    ],
+)
+def test_judge_needs_the_whole_interval(ends, verdict):
+    assert claims.judge(ends, {"accept_if": "> 0 and < 0.1", "reject_if": "<= 0 or >= 0.1"}) == verdict
+
+
+@pytest.mark.parametrize("bound", ["about 3", "> x", "> 1 or", "__import__('os')", ">", ""])
+def test_malformed_bounds_are_refused(bound):
+    with pytest.raises(claims.ClaimError):
+        claims.conditions(bound)
+
+
+@pytest.fixture
+def small_root(tmp_path):
+    """A repository in miniature: five recorded runs and one claim on them."""
+    (tmp_path / "book" / "claims").mkdir(parents=True)
+    (tmp_path / "experiments").mkdir()
+    entry = {"for": {"seed": [100, 101, 102, 103, 104]}, "experiment": {"dataset": "digits", "n": 200}}
+    (tmp_path / "experiments" / "toy.yaml").write_text(yaml.safe_dump({"toy{seed}": entry}))
+    (tmp_path / "book" / "inventory.yml").write_text("[]")
+    claim = {
+        "id": "toy-above",
+        "item": "toy",
+        "paper": "FG",
+        "place": "nowhere",
+        "kind": "empirical",
+        "statement": "It hovers above.",
+        "notebook": "toy",
+        "rule": {
+            "statistic": "hover_level",
+            "accept_if": "> 0 and < 0.1",
+            "reject_if": "<= 0 or >= 0.1",
+            "experiments": [f"toy{seed}" for seed in range(100, 105)],
+            "min_runs": 5,
+        },
+    }
+    write_claim(tmp_path, claim)
+    return tmp_path, claim
+
+
+def write_claim(root, claim):
+    (root / "book" / "claims" / "toy.yml").write_text(yaml.safe_dump([claim]))
+
+
+def record_runs(root, levels):
+    store = Store(root / "results")
+    for entry, level in zip(catalogue(root / "experiments").values(), levels, strict=False):
+        run = synthetic(level, seed=entry.experiment.seed, key=entry.experiment.key)
+        store.save(entry.experiment.key, run, {"name": entry.name}, replace=True)
+
+
+def test_a_claim_is_pending_until_enough_runs_are_recorded(small_root):
+    root, claim = small_root
+    assert claims.evaluate(claim, root)["as_printed"] == "pending"
+    record_runs(root, [1.04] * 4)
+    assert claims.evaluate(claim, root)["as_printed"] == "pending"
+    record_runs(root, [1.04] * 5)
+    assert claims.evaluate(claim, root)["as_printed"] == "reproduced"
+
+
+def test_the_verdict_follows_the_runs(small_root):
+    root, claim = small_root
+    for levels, verdict in {
+        (1.04, 1.05, 1.06, 1.05, 1.04): "reproduced",
+        (0.985, 0.986, 0.984, 0.985, 0.985): "not reproduced",
+        (0.5, 1.04, 1.04, 1.04, 1.04): "inconclusive",  # one run never enters
+    }.items():
+        record_runs(root, levels)
+        assert claims.evaluate(claim, root)["as_printed"] == verdict, levels
+
+
+def test_ledger_drift_and_amended_rules(small_root):
+    root, claim = small_root
+    record_runs(root, [1.04, 1.05, 1.06, 1.05, 1.04])
+    assert claims.drift(root) == ["toy-above: the results give 'reproduced', no verdict is on record"]
+    assert claims.update(root) == ["toy-above"]
+    assert claims.drift(root) == [] and claims.update(root) == []
+    row = claims.ledger(root)[0]
+    assert row["as_printed"] == "reproduced" and row["statistic"]["runs"].keys() == {f"toy{s}" for s in range(100, 105)}
+
+    recorded = json.loads(claims.verdicts_path(root).read_text())
+    recorded["toy-above"]["statistic"]["value"] += 1e-4
+    claims.verdicts_path(root).write_text(json.dumps(recorded))
+    assert "statistic" in claims.drift(root)[0]
+    claims.update(root)
+
+    old = claims.rule_hash(claim["rule"])
+    claim["rule"]["accept_if"] = "> 0 and < 0.2"
+    write_claim(root, claim)
+    assert claims.ledger(root)[0]["as_printed"] == "pending"  # a verdict under another rule does not count
+    before = claims.verdicts_path(root).read_text()
+    with pytest.raises(claims.ClaimError, match="rule changed after its verdict"):
+        claims.update(root)
+    assert claims.verdicts_path(root).read_text() == before
+    claim["amended"] = [{"from": old, "reason": "a wider margin"}]
+    write_claim(root, claim)
+    assert claims.update(root) == ["toy-above"]
+
+
+def test_fragile_verdicts_are_marked(small_root):
+    root, claim = small_root
+    record_runs(root, [1.04] * 5)
+    claim["rule"].update(accept_if="> 0.035", reject_if="< 0.01")
+    values = claims.measure(claim["rule"]["experiments"], claim["rule"], root)
+    level = float(np.mean(list(values.values())))
+    claim["rule"].update(accept_if=f"> {0.9 * level}", reject_if="< 0.001")
+    assert claims.evaluate(claim, root)["fragile"] is True  # 1.2 x 0.9 > 1
+    claim["rule"].update(accept_if=f"> {0.5 * level}")
+    assert claims.evaluate(claim, root)["fragile"] is False
+
+
+def test_malformed_claims_are_named(small_root):
+    root, claim = small_root
+    for change, message in {
+        ("statistic", "no_such"): "no statistic 'no_such'",
+        ("experiments", ("nowhere",)): "no run nowhere",
+        ("acept_if", "> 1"): "unknown field acept_if",
+        ("accept_if", "large"): "'large' is no bound",
+    }.items():
+        broken = json.loads(json.dumps(claim))
+        broken["rule"][change[0]] = list(change[1]) if isinstance(change[1], tuple) else change[1]
+        write_claim(root, broken)
+        with pytest.raises(claims.ClaimError, match=message):
+            claims.claims(root)
+
+
+def test_a_damaged_record_is_an_error_and_not_a_pending_claim(small_root):
+    root, claim = small_root
+    record_runs(root, [1.04] * 5)
+    victim = next((root / "results").glob("*.nc"))
+    victim.write_bytes(victim.read_bytes()[:-100])
+    with pytest.raises(Exception, match="truncated or altered"):
+        claims.evaluate(claim, root)
+
+
+def test_the_repository_s_ledger_does_not_drift():
+    assert claims.drift(ROOT) == []
+
+
+def test_verdict_runs_use_seeds_from_100_on():
+    runs = catalogue(ROOT / "experiments")
+    for claim in claims.claims(ROOT):
+        for name in (claim.get("rule") or {}).get("experiments", []):
+            assert runs[name].experiment.seed >= 100, (claim["id"], name)
+
+
+def test_results_stay_small():
+    assert sum(path.stat().st_size for path in (ROOT / "results").rglob("*")) < 25e6

@@ -1,0 +1,89 @@
+"""`eos verify`: a replay agrees with an honest record, and with no other."""
+
+import numpy as np
+import pytest
+import yaml
+
+from eos_utils import cli, store
+from eos_utils.catalogue import catalogue, record
+from eos_utils.store import Store
+from eos_utils.verify import replay, whole
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A repository in miniature with one recorded run on digits."""
+    monkeypatch.setenv("EOS_ROOT", str(tmp_path))
+    monkeypatch.setenv("EOS_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "experiments").mkdir()
+    fields = {
+        "experiment": {"dataset": "digits", "n": 150, "width": 8, "eta": "2/12", "steps": 90, "seed": 3},
+        "measure": {"k": 3, "stride": 7, "snapshots": [40]},
+    }
+    (tmp_path / "experiments" / "toy.yaml").write_text(yaml.safe_dump({"toy": fields}))
+    entry = catalogue()["toy"]
+    assert record(entry, progress=False)
+    return entry
+
+
+def test_a_fresh_record_agrees_from_its_initialisation_and_its_snapshot(toy):
+    found = replay(toy)
+    assert [(r.begin, r.step) for r in found] == [("initialisation", 0), ("40", 40)]
+    assert all(r.agrees for r in found) and max(r.loss for r in found) < 1e-5
+
+
+@pytest.mark.parametrize("what", ["loss", "eigenvalue", "theta"])
+def test_an_altered_record_does_not_agree(toy, what):
+    run = Store().load(toy.experiment.key)
+    changed = run.copy(deep=True)
+    changed[what] = changed[what] * (1.01 if what != "theta" else 1.05)
+    Store().save(toy.experiment.key, changed, {"name": "toy"}, replace=True)
+    assert not all(r.agrees for r in replay(toy))
+    assert cli.main(["verify", "toy"]) == 1
+
+
+def test_changed_code_makes_a_record_unverified_until_a_replay_restamps_it(toy, monkeypatch, capsys):
+    assert toy.status().state == "fresh"
+    edited = store.fingerprints()
+    edited["lanczos"] = {**edited["lanczos"], "source": "another"}
+    monkeypatch.setattr(store, "fingerprints", lambda: edited)
+    assert toy.status().state == "unverified" and "lanczos" in toy.status().why
+    assert cli.main(["verify", "--quick"]) == 0
+    assert toy.status().state == "unverified"  # a quick look does not stamp
+    assert cli.main(["verify", "toy"]) == 0
+    assert "stamped" in capsys.readouterr().out and toy.status().state == "fresh"
+
+
+def test_numerics_raised_on_purpose_make_it_stale_and_no_replay_mends_that(toy, monkeypatch):
+    raised = store.fingerprints()
+    raised["descent"] = {**raised["descent"], "numerics": raised["descent"]["numerics"] + 1}
+    monkeypatch.setattr(store, "fingerprints", lambda: raised)
+    assert toy.status().state == "stale" and "NUMERICS of descent" in toy.status().why
+    cli.main(["verify", "toy"])
+    assert toy.status().state == "stale"
+
+
+def test_recording_again_is_not_needed_and_not_done(toy):
+    before = Store().manifest(toy.experiment.key)
+    assert record(toy, progress=False) is False
+    assert Store().manifest(toy.experiment.key) == before
+
+
+def test_a_whole_rerun_needs_forks_to_be_compared_with(toy, tmp_path):
+    (tmp_path / "book" / "claims").mkdir(parents=True)
+    with pytest.raises(ValueError, match="no claim with forks"):
+        whole(toy)
+
+
+def test_a_whole_rerun_is_compared_with_the_spread_of_the_forks(toy, tmp_path, monkeypatch):
+    from eos_utils import verify
+
+    (tmp_path / "book" / "claims").mkdir(parents=True)
+    claim = {"rule": {"statistic": "initial_sharpness", "experiments": ["toy"], "forks": ["f"]}}
+    monkeypatch.setattr(verify.claims, "claims", lambda place: [claim])
+    monkeypatch.setattr(verify, "_forks_of", lambda entry, rule: ["f"])
+    truth = float(Store().load(toy.experiment.key)["eigenvalue"][0, 0]) / 12
+    for spread, agrees in {(truth, truth + 0.01): True, (truth + 0.05, truth + 0.06): False}.items():
+        monkeypatch.setattr(verify.claims, "measure", lambda *a, s=spread: dict(zip("ab", s, strict=True)))
+        outside = whole(toy, progress=False)
+        assert (outside == []) is agrees, (outside, np.array(spread))
