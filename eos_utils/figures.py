@@ -100,8 +100,7 @@ def edge(axis: Axes, level: float, label: str = "2/η") -> None:
 def shades(count: int) -> list[Any]:
     """Colours for λ1, λ2, ..., from strong to faint, in the current theme."""
     dark = matplotlib.rcParams["text.color"] == THEMES["dark"]["ink"]
-    names = "viridis" if not dark else "plasma_r"
-    return list(matplotlib.colormaps[names](np.linspace(0.0 if dark else 0.05, 0.75 if dark else 0.85, count)))
+    return list(matplotlib.colormaps["viridis"](np.linspace(*((0.98, 0.45) if dark else (0.0, 0.72)), count)))
 
 
 def _mark_entry(axis: Axes, run: xr.Dataset) -> None:
