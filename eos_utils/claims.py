@@ -90,8 +90,13 @@ def conditions(text: str) -> list[tuple[str, float]]:
 
 
 def holds(value: float, text: str, stretch: float = 1.0) -> bool:
-    """Whether a value meets a bound, every threshold of which is multiplied by ``stretch``."""
-    return all(COMPARE[sign](value, bound * stretch) for sign, bound in conditions(text))
+    """Whether a value meets a bound, every threshold of which is moved by a factor ``stretch``.
+
+    A threshold of 0 has no size of its own: it moves by the same share of the largest beside it.
+    """
+    parsed = conditions(text)
+    largest = max(abs(bound) for _, bound in parsed)
+    return all(COMPARE[sign](value, bound * stretch if bound else (stretch - 1) * largest) for sign, bound in parsed)
 
 
 def judge(ends: tuple[float, ...], rule: dict[str, Any], stretch: float = 1.0) -> str:
@@ -149,13 +154,12 @@ def measure(names: list[str], rule: dict[str, Any], root: pathlib.Path) -> dict[
     values = {}
     for name in names:
         key = runs[name].experiment.key
-        try:
-            manifest = store.manifest(key)["sha256"]
-            run = _load(str(store.folder), key, manifest)
-        except StoreError:
-            if store.status(key).state == "missing":
-                continue
-            raise
+        status = store.status(key)
+        if status.state == "missing":
+            continue
+        if status.state == "stale":
+            raise StoreError(f"{name} is stale ({status.why}); `eos record {name}` computes it again")
+        run = _load(str(store.folder), key, store.manifest(key)["sha256"])
         values[name] = STATISTICS[rule["statistic"]](run, **rule.get("arguments", {}))
     return values
 
@@ -238,8 +242,6 @@ def update(root: pathlib.Path | None = None) -> list[str]:
     old, new = on_record(root), {}
     for claim in claims(root):
         verdict = evaluate(claim, root)
-        if verdict["as_printed"] == "pending":
-            continue
         before = old.get(claim["id"])
         if before and before["rule_hash"] != verdict["rule_hash"]:
             reasons = {a["from"]: a["reason"] for a in claim.get("amended") or []}
@@ -248,6 +250,10 @@ def update(root: pathlib.Path | None = None) -> list[str]:
                     f"{claim['id']}: its rule changed after its verdict. Add to the claim: "
                     f"amended: [{{from: {before['rule_hash']}, reason: ...}}], or restore the rule"
                 )
+        if verdict["as_printed"] == "pending":
+            if before and claim["rule"]:
+                raise ClaimError(f"{claim['id']}: has a verdict on record, but its runs are gone; record them again")
+            continue
         new[claim["id"]] = verdict
     text = json.dumps(new, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     verdicts_path(root).write_text(text, encoding="utf-8")

@@ -59,10 +59,15 @@ def _record(arguments: argparse.Namespace) -> int:
     if bool(arguments.name) == arguments.missing:
         raise ValueError("give the name of a run, or --missing for all that are pending or stale")
     entries = [catalogue.find(arguments.name)] if arguments.name else list(catalogue.catalogue().values())
+    failed = 0
     for entry in entries:
-        done = catalogue.record(entry, device=arguments.device, replace=arguments.replace)
-        print(f"{entry.name}: {'recorded' if done else 'a usable record is there already'}", flush=True)
-    return 0
+        try:
+            done = catalogue.record(entry, device=arguments.device, replace=arguments.replace)
+            print(f"{entry.name}: {'recorded' if done else 'a usable record is there already'}", flush=True)
+        except EXPECTED as error:  # one run that fails does not stop the queue
+            failed = 2
+            print(f"{entry.name}: {error}", file=sys.stderr, flush=True)
+    return failed
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -75,21 +80,22 @@ def _verify(arguments: argparse.Namespace) -> int:
         print("\n".join(outside) or f"{arguments.name}: its statistics lie within the spread of the recorded forks")
         return int(bool(outside))
     entries = [catalogue.find(arguments.name)] if arguments.name else list(catalogue.catalogue().values())
-    there = [e for e in entries if e.status().state in ("fresh", "unverified")]
-    if not there:
+    states = {e.name: e.status() for e in entries}
+    there = [e for e in entries if states[e.name].state in ("fresh", "unverified")]
+    failed = False
+    for name, status in states.items():
+        if status.state == "stale":
+            failed = True
+            print(f"{name}: stale, nothing to replay: {status.why}")
+    if not there and not failed:
         print("nothing to verify: no run is on record")
         return 1 if arguments.name else 0
-    failed = False
     for entry in there[:1] if arguments.quick else there:
         replays = replay(entry, device=arguments.device, quick=arguments.quick)
-        agrees = bool(replays) and all(r.agrees for r in replays)
-        failed |= bool(replays) and not agrees
+        agrees = all(r.agrees for r in replays)
+        failed |= not agrees
         for r in replays:
             print(f"{entry.name}: {r}", flush=True)
-        if not replays:
-            print(f"{entry.name}: holds no point to replay from; it is verified with the run it forks from")
-            base = entry.experiment.fork["of"] if entry.experiment.fork else ""
-            agrees = bool(base) and store.Store().status(base).state == "fresh"
         if agrees and not arguments.quick and entry.status().state == "unverified":
             store.Store().restamp(entry.experiment.key)
             print(f"{entry.name}: stamped as verified with this code")
@@ -213,7 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(chosen.function(chosen))
     except EXPECTED as error:
-        print(f"eos {chosen.command}: {error.args[0] if error.args else error}", file=sys.stderr)
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"eos {chosen.command}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -175,7 +175,7 @@ def _cifar10_arrays(
         "CIFAR-10 was not found. Tried, in this order: "
         + "; ".join(tried)
         + f". Remedy: set EOS_DATA_DIR to a folder with {MIRROR} or with torchvision's cifar-10-batches-py, "
-        "or run once with a network connection, or choose dataset='digits', which is always at hand."
+        "or run once with a network connection, or choose dataset='digits' with n up to 1797, which is always at hand."
     )
 
 
@@ -205,7 +205,8 @@ def _preprocess(pixels: np.ndarray, preprocessing: str) -> np.ndarray:
     return x.astype(np.float32)
 
 
-def _check(n: int, labels: str, preprocessing: str, classes: Sequence[int] | None) -> None:
+def check(n: int, labels: str, preprocessing: str, classes: Sequence[int] | None) -> None:
+    """Raises ``ValueError`` for a request that no data set can meet."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n!r}: the number of examples must be a positive integer")
     if labels not in LABELS:
@@ -232,7 +233,7 @@ def _assemble(
 ) -> Dataset:
     chosen = np.arange(len(labels_of)) if classes is None else np.flatnonzero(np.isin(labels_of, list(classes)))
     if len(chosen) < n:
-        raise DataError(f"n={n}: only {len(chosen)} examples of {name} are at hand ({source})")
+        raise DataError(f"n={n}: only {len(chosen)} examples of {name} are at hand ({source}); choose a smaller n")
     images, labels_of = images[chosen[:n]], labels_of[chosen[:n]].astype(np.int64)
     if labels == "pair" and classes is not None:
         positive = (classes[1],)
@@ -266,7 +267,7 @@ def cifar10(
     ``EOS_OFFLINE`` is set). Raises :class:`DataError` if none serves or one is damaged, ``ValueError`` for
     arguments out of range. Data: Krizhevsky (2009).
     """
-    _check(n, labels, preprocessing, classes)
+    check(n, labels, preprocessing, classes)
     images, labels_of, source = _cifar10_arrays(path, n, classes)
     images = images.transpose(0, 3, 1, 2)
     return _assemble(images, labels_of, 255.0, n, labels, classes, preprocessing, VEHICLES, "cifar10", source)
@@ -284,7 +285,7 @@ def digits(
     """
     from sklearn.datasets import load_digits
 
-    _check(n, labels, preprocessing, classes)
+    check(n, labels, preprocessing, classes)
     bunch: Any = load_digits()
     images = bunch.images.astype(np.uint8)
     return _assemble(

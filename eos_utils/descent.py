@@ -38,6 +38,10 @@ class Decay:
     def __post_init__(self) -> None:
         if not self.factor > 0:
             raise ValueError(f"decay factor={self.factor}: must be positive")
+        for name in ("at_step", "entered"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise ValueError(f"decay {name}={value!r}: must be a whole number")
         if (self.at_step is None) == (self.entered is None):
             raise ValueError("a decay needs exactly one of at_step and entered")
 

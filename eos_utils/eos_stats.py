@@ -4,11 +4,13 @@ All are functions of a recorded run (an ``xarray.Dataset`` of :mod:`eos_utils.ru
 they are not defined (an eigenvalue that never enters EoS). Scaled eigenvalues are :math:`\lambda_i\eta/2`, so that
 the edge is 1. Entry is defined in :func:`eos_utils.observers.entry_index`: a running median over 21 measurements
 reaches 0.98. "After entry" starts half a window later, where that window ends, and lasts ``horizon`` measurements,
-so that runs of different lengths are compared over the same stretch.
+so that runs of different lengths are compared over the same stretch; a fork from a snapshot at entry starts there.
+Runs that begin at 0.9 of the edge or above have no progressive sharpening, and no statistic after entry.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -62,12 +64,25 @@ def sharpening_steadiness(run: xr.Dataset) -> float:
     return float((np.diff(values) > 0).mean()) if len(values) > 1 else float("nan")
 
 
+def begins_at_entry(run: xr.Dataset) -> bool:
+    """Whether the run is a fork from the snapshot that was taken when its base's entry was established."""
+    return (json.loads(run.attrs["experiment"]).get("fork") or {}).get("at") == "entry"
+
+
+def _begin(run: xr.Dataset) -> int | None:
+    """The measurement at which "after entry" begins; None if that is nowhere."""
+    if begins_at_entry(run):
+        return 0
+    at = _entry(run)
+    return None if at is None or initial_sharpness(run) >= 0.9 else at + HALF
+
+
 def _after_entry(run: xr.Dataset, horizon: int) -> np.ndarray | None:
     """Scaled eigenvalues after λ1's entry; None without 21 measurements there."""
-    at = _entry(run)
-    if at is None or len(run["measured"]) - (at + HALF) < ENTRY_WINDOW:
+    begin = _begin(run)
+    if begin is None or len(run["measured"]) - begin < ENTRY_WINDOW:
         return None
-    return scaled(run)[at + HALF : at + HALF + horizon]
+    return scaled(run)[begin : begin + horizon]
 
 
 def hover_level(run: xr.Dataset, horizon: int = HORIZON) -> float:
@@ -84,24 +99,25 @@ def hover_share(run: xr.Dataset, width: float = 0.1, horizon: int = HORIZON) -> 
 
 def in_eos(run: xr.Dataset, horizon: int = HORIZON) -> float:
     """How many of the measured eigenvalues have entered EoS by the end of the horizon."""
-    at = _entry(run)
-    if at is None:
+    begin = _begin(run)
+    if begin is None:
         return 0.0
-    values = scaled(run)[: at + HALF + horizon]
+    values = scaled(run)[: begin + horizon]
     return float(sum(entry_index(column) is not None for column in values.T))
 
 
 def gap_closed(run: xr.Dataset, eig: int = 5, horizon: int = HORIZON) -> float:
     """What part of the gap 1 - λ_i·η/2 that eigenvalues 2 to ``eig`` had at λ1's entry is closed at the horizon.
 
-    The smallest over these eigenvalues, each end being a median over 21 measurements; 1 is all of it.
+    The smallest over those eigenvalues that had a gap, each end being a median over 21 measurements; 1 is all of it.
     """
     at, values, after = _entry(run), scaled(run), _after_entry(run, horizon)
     if after is None or at is None:
         return float("nan")
     begin = 1 - np.median(values[at - HALF : at + HALF + 1, 1:eig], axis=0)
     end = 1 - np.median(after[-ENTRY_WINDOW:, 1:eig], axis=0)
-    return float(((begin - end) / begin).min())
+    open_ = begin > 0
+    return float(((begin - end)[open_] / begin[open_]).min()) if open_.any() else float("nan")
 
 
 def _roughness(values: np.ndarray) -> np.ndarray:
@@ -122,25 +138,20 @@ def roughness_ratio(run: xr.Dataset, eig: int = 5, before: int = 60, horizon: in
     return float((_roughness(after[:, 1:eig]) / np.maximum(_roughness(early), 1e-9)).min())
 
 
-def roughness_before_own_entry(run: xr.Dataset, eig: int = 5, before: int = 60) -> float:
-    """As :func:`roughness_ratio`, for eigenvalue ``eig`` alone and only up to its own entry."""
-    at, own, values = _entry(run), _entry(run, eig), scaled(run)[:, eig - 1]
-    if at is None or at - HALF < 3:
-        return float("nan")
-    early = values[max(0, at - HALF - before) : at - HALF]
-    late = values[at + HALF : None if own is None else own - HALF]
-    if len(late) < ENTRY_WINDOW:
-        return float("nan")
-    return float(_roughness(late) / max(float(_roughness(early)), 1e-9))
-
-
 def _losses_around_entry(run: xr.Dataset, horizon: int) -> tuple[np.ndarray, np.ndarray] | None:
-    at = _entry(run)
+    at = _begin(run)
     if at is None:
         return None
     measured, loss, steps = run["measured"].values, run["loss"].values, run["step"].values
-    begin, end = measured[at + HALF], measured[min(at + HALF + horizon, len(measured) - 1)]
-    return loss[steps < measured[at - HALF]], loss[(steps >= begin) & (steps <= end)]
+    begin, end = measured[at], measured[min(at + horizon, len(measured) - 1)]
+    return loss[steps < measured[max(0, at - 2 * HALF)]], loss[(steps >= begin) & (steps <= end)]
+
+
+def first_rise(run: xr.Dataset, since: int = 100) -> float:
+    """The first step after ``since`` (past the initial transient) at which the loss is higher than the step before."""
+    loss, steps = run["loss"].values, run["step"].values
+    rises = np.flatnonzero((np.diff(loss) > 0) & (steps[1:] > since))
+    return float(steps[1:][rises[0]]) if len(rises) else float("nan")
 
 
 def loss_rises_before(run: xr.Dataset) -> float:
@@ -177,7 +188,7 @@ STATISTICS: dict[str, Statistic] = {
         in_eos,
         gap_closed,
         roughness_ratio,
-        roughness_before_own_entry,
+        first_rise,
         loss_rises_before,
         loss_rises_after,
         loss_falls_long,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import numbers
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -38,7 +39,11 @@ def rational(value: Any, name: str = "eta") -> Fraction:
             raise ValueError
         if isinstance(value, str) and any(abs(int(e)) > 300 for e in re.findall(r"[eE]([+-]?\d{1,9})", value)):
             raise ValueError
-        number = Fraction(repr(float(value)) if isinstance(value, float) else value)
+        if isinstance(value, float):
+            value = repr(float(value))
+        elif isinstance(value, numbers.Integral):
+            value = int(value)
+        number = Fraction(value)
     except (ValueError, TypeError, ZeroDivisionError):
         raise ValueError(f"{name}={value!r} is not a number or a fraction such as 2/150") from None
     if number <= 0:
@@ -119,6 +124,7 @@ class Experiment:
                 raise ValueError(f"{name}={value!r}: must be a number above 0" + (" and at most 1" * (most == 1)))
         self._normalise("decay", ("factor",), ("at_step", "entered"), "factor")
         self._normalise("fork", ("of", "at", "size", "seed"), (), "size")
+        data.check(self.n, self.labels, self.preprocessing, self.classes)
         if self.decay is not None:
             self.schedule()
 
@@ -130,7 +136,8 @@ class Experiment:
         for field in [*given, *needed]:
             if field not in (*needed, *optional) or field not in given:
                 raise ValueError(f"{name}: {field!r} is unknown or missing; it has {', '.join((*needed, *optional))}")
-        value = str(rational(given[exact], f"{name} {exact}"))
+        exactly_none = name == "fork" and given[exact] in (0, "0")  # an unperturbed copy
+        value = "0" if exactly_none else str(rational(given[exact], f"{name} {exact}"))
         object.__setattr__(self, name, {**given, exact: value})
 
     @classmethod

@@ -19,7 +19,7 @@ import seaborn
 from cycler import cycler
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from eos_utils.eos_stats import entry_step
+from eos_utils.eos_stats import HALF, entry_step
 from eos_utils.experiment import Experiment, as_two_over, rational
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def seeds(runs: Sequence[xr.Dataset], forks: Sequence[xr.Dataset] = ()) -> Figur
     """λ1·η/2 of several runs from their own entry on (left of 0: before), forks faintly behind."""
     figure, axis = plt.subplots(figsize=(5.6, 3.2))
     for fork in forks:
-        at = float(fork["measured"][10])
+        at = float(fork["measured"][0]) - HALF * fork.attrs["stride"]  # it starts where the window of entry ends
         axis.plot(fork["measured"] - at, fork["eigenvalue"][:, 0] * fork["eta"][0] / 2, color=muted(), alpha=0.35)
     for run, colour in zip(runs, shades(max(2, len(runs))), strict=False):
         enters = entry_step(run)

@@ -138,7 +138,8 @@ class Snapshots:
         """Copies θ if this step is listed or entry has just been established."""
         if step in self.at:
             self.add(str(step), step, theta)
-        elif self.eigenvalues is not None and self.eigenvalues.entered() >= 1:
+        waiting = "entry" in self.at and "entry" not in self.rows["label"]
+        if waiting and self.eigenvalues is not None and self.eigenvalues.entered() >= 1:
             self.add("entry", step, theta)
 
     def add(self, label: str, step: int, theta: Tensor) -> None:

@@ -1,7 +1,7 @@
 """What every notebook page shows beside its figures: the run, the verdicts, where the numbers come from.
 
-Verdicts come from the claims' registered runs alone. A notebook with other settings shows what it measured beside
-what is on record, and no verdict.
+Verdicts come from the claims' registered runs alone. A notebook that computed its run, or has other settings, shows
+what it measured beside what is on record, and no verdict.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from eos_utils import catalogue, claims, store
-from eos_utils.eos_stats import STATISTICS
+from eos_utils.eos_stats import STATISTICS, entry_step
 from eos_utils.experiment import Experiment, Measure, as_two_over, rational
 from eos_utils.run import git_state, run, versions
 
@@ -88,8 +88,9 @@ def verdicts(notebook: str, trajectory: xr.Dataset, canonical: str) -> Any:
 
     mine = [c for c in claims.claims() if c["notebook"] == notebook]
     if not is_canonical(trajectory, canonical):
-        return HTML(_measured_here(mine, trajectory))
-    rows = [_cells("th", "Claim", "Measured, mean over runs [95 % interval]", "Forks", "Verdict")]
+        same = trajectory.attrs["key"] == catalogue.find(canonical).experiment.key
+        return HTML(_measured_here(mine, trajectory, "Computed here" if same else "Other settings than on record"))
+    rows = [_cells("th", "Claim", "Measured, mean over runs [bootstrap interval]", "Forks", "Verdict")]
     for claim in mine:
         verdict = claims.evaluate(claim)
         found = verdict["statistic"]
@@ -105,7 +106,19 @@ def verdicts(notebook: str, trajectory: xr.Dataset, canonical: str) -> Any:
     return HTML(_scrollable("Verdicts of this page", rows))
 
 
-def _measured_here(mine: list[dict[str, Any]], trajectory: xr.Dataset) -> str:
+def entries(trajectory: xr.Dataset, k: int = 5) -> Any:
+    """The steps at which the eigenvalues enter EoS, at the level of the definition and at two beside it."""
+    from IPython.display import HTML
+
+    levels, k = (0.95, 0.98, 1.0), min(k, trajectory.sizes["eig"])
+    rows = [_cells("th", "Entry at a running median of", *(f"λ{'₁₂₃₄₅₆₇₈₉'[i]}" for i in range(k)))]
+    for level in levels:
+        steps = (entry_step(trajectory, i + 1, level) for i in range(k))
+        rows.append(_cells("td", f"{level:.2f} · 2/η", *("never" if math.isnan(s) else f"{s:,.0f}" for s in steps)))
+    return HTML(_scrollable("Steps of entry", rows))
+
+
+def _measured_here(mine: list[dict[str, Any]], trajectory: xr.Dataset, what: str) -> str:
     rows = [_cells("th", "Statistic", "Measured here", "On record, mean over its runs")]
     for claim in mine:
         rule = claim.get("rule")
@@ -116,7 +129,7 @@ def _measured_here(mine: list[dict[str, Any]], trajectory: xr.Dataset) -> str:
         rows.append(
             _cells("td", html.escape(claim["statement"]), number(here), number(found["value"]) if found else "pending")
         )
-    return "<p>Other settings than those on record: no verdict.</p>" + _scrollable("Measured here", rows)
+    return f"<p>{what}: no verdict.</p>" + _scrollable("Measured here", rows)
 
 
 def _scrollable(label: str, rows: list[str]) -> str:

@@ -181,8 +181,8 @@ class _Progress:
             self.bar.close()
 
 
-def estimate(objective: Objective, theta: torch.Tensor, experiment: Experiment, measure: Measure) -> float:
-    """Seconds that a run will take at most, from the time of one gradient and one block of Hessian products."""
+def estimate(objective: Objective, theta: torch.Tensor, steps: int, measure: Measure) -> float:
+    """Seconds that so many steps will take, from the time of one gradient and one Hessian product."""
     from eos_utils.curvature import Hessian
 
     objective.gradient(theta)
@@ -197,10 +197,10 @@ def estimate(objective: Objective, theta: torch.Tensor, experiment: Experiment, 
         torch.cuda.synchronize()
     per_product = time.perf_counter() - begun
     share = (2 if measure.pairs else 1) / measure.stride
-    return experiment.steps * (per_step + share * 3 * measure.k * per_product)
+    return steps * (per_step + share * 4 * measure.k * per_product)
 
 
-def _start(experiment: Experiment, objective: Objective, records: store.Store) -> tuple[torch.Tensor, int]:
+def start_of(experiment: Experiment, objective: Objective, records: store.Store) -> tuple[torch.Tensor, int]:
     """θ and the step to begin at."""
     if experiment.fork is None:
         return objective.initial(), 0
@@ -212,6 +212,8 @@ def _start(experiment: Experiment, objective: Objective, records: store.Store) -
     i = labels.index(fork["at"])
     theta = torch.from_numpy(np.array(base["theta"].values[i])).to(objective.device, objective.dtype)
     noise = torch.randn(len(theta), generator=torch.Generator().manual_seed(int(fork["seed"]))).to(theta)
+    if fork["size"] == "0":
+        return theta, int(base["snapshot_step"].values[i])
     size = float(rational(fork["size"], "fork size"))
     return theta + size * theta.norm() / noise.norm() * noise, int(base["snapshot_step"].values[i])
 
@@ -282,7 +284,7 @@ def compute(
     eigenvalues, snapshots = measure.observers()
     observers: dict[str, Observer] = {"eigenvalues": eigenvalues, "snapshots": snapshots}
     path = partial_path(experiment, measure)
-    theta, first = _start(experiment, objective, records or store.Store())
+    theta, first = start_of(experiment, objective, records or store.Store())
     descent = Descent(theta, experiment.step_size, first, first)
     stamp = {"code": store.fingerprints(), "data": loaded.sha256}
     if path.is_file():
@@ -296,9 +298,10 @@ def compute(
             if progress:
                 print(f"resuming at step {descent.step}", file=sys.stderr)
     if progress:
-        seconds = estimate(objective, descent.theta, experiment, measure)
+        seconds = estimate(objective, descent.theta, first + experiment.steps - descent.step, measure)
         print(
-            f"up to {experiment.steps} steps on {_device_name(where)}, at most about {seconds / 60:.1f} min",
+            f"up to {first + experiment.steps - descent.step} steps on {_device_name(where)}, "
+            f"about {seconds / 60:.1f} min",
             file=sys.stderr,
         )
     bar = _Progress(first + experiment.steps, progress, eigenvalues)
@@ -337,7 +340,7 @@ def compute(
             f"the loss was not finite at step {descent.step} (last finite loss {descent.finite_loss:.4g}, "
             f"eta={experiment.eta}); choose a smaller step size"
         )
-    if "end" in measure.snapshots and descent.status != "diverged":
+    if "end" in measure.snapshots and descent.status != "diverged" and "end" not in snapshots.rows["label"]:
         snapshots.add("end", descent.step, descent.theta)
     provenance = {
         **git_state(),
@@ -376,23 +379,25 @@ def run(
 
     ``source``: 'recorded' (a record or an error), 'auto' (a record that is not stale, from the repository or from
     this user's cache, otherwise computed and kept in the cache) or 'live' (computed, whatever is on record). The
-    attribute ``source`` of the result says which it was.
+    attribute ``source`` of the result says which it was ('recorded', 'cached' or 'live').
     """
     if source not in SOURCES:
         raise ValueError(f"source={source!r} is unknown; choose one of {', '.join(SOURCES)}")
+    pick_device(device), (measure or Measure()).observers()  # refused before anything is loaded, too
     results, cache = store.Store(), store.Store(data.cache_folder() / "runs")
     if source != "live":
         for place in (results, cache):
             state = place.status(experiment.key)
-            if state.state in ("fresh", "unverified"):
-                found = place.load(experiment.key)
-                if measure is None or place is results or _covers(found, measure):
-                    found.attrs["source"] = "recorded"
+            if state.state != "missing":
+                found = place.load(experiment.key)  # a damaged record is an error, not a reason to compute for hours
+                if state.state != "stale" and (measure is None or _covers(found, measure)):
+                    found.attrs["source"] = "recorded" if place is results else "cached"
                     return found
-            elif source == "recorded" and place is results:
-                raise store.StoreError(
-                    f"the record of {experiment.key} is {state.state} ({state.why}); record it, or use source='auto'"
-                )
+                if progress:
+                    why = state.why if state.state == "stale" else "it holds other measurements"
+                    print(f"the record of {experiment.key} is not used: {why}", file=sys.stderr)
+        if source == "recorded":
+            raise store.StoreError(f"no usable record of {experiment.key}; record it, or use source='auto'")
     cache.check_writable(experiment.key)
     result, provenance = compute(
         experiment, measure, device=device, progress=progress, on_divergence=on_divergence, records=results

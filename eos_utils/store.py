@@ -214,6 +214,9 @@ class Store:
                 except OSError:
                     final.unlink()
                     raise
+            folder = os.open(self.folder, os.O_RDONLY)
+            os.fsync(folder)  # the names, too, must survive a power failure
+            os.close(folder)
             if old and old != final.name:
                 (self.folder / old).unlink(missing_ok=True)
             return True

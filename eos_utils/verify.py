@@ -1,7 +1,7 @@
 """Does today's code still give what is on record? Short replays from points at which θ is known exactly.
 
 float32 trajectories agree closely between machines before EoS; after it they are chaotic and only statistics agree.
-So a record is replayed for 20 steps from its initialisation and from each stored snapshot: the loss must agree at
+So a record is replayed for 20 steps from where it began and from each stored snapshot: the loss must agree at
 each step, and at every step measured in between the recorded eigenvalues must agree with a cold evaluation. A run
 computed anew as a whole is compared by its statistics, with the spread of the recorded forks as the measure.
 """
@@ -16,9 +16,10 @@ import torch
 from eos_utils import claims
 from eos_utils.catalogue import Entry, catalogue
 from eos_utils.curvature import Hessian
+from eos_utils.data import DataError
 from eos_utils.eos_stats import STATISTICS
 from eos_utils.lanczos import top_eigenpairs
-from eos_utils.run import compute, pick_device
+from eos_utils.run import compute, forget, pick_device, start_of
 from eos_utils.store import Store, root
 
 REPLAY_STEPS = 20
@@ -49,23 +50,25 @@ class Replay:
 
 
 def replay(entry: Entry, *, device: str = "auto", quick: bool = False, store: Store | None = None) -> list[Replay]:
-    """Replays a recorded run; ``quick`` from its first known point alone. Raises if there is no record or no data."""
+    """Replays a recorded run; ``quick`` from its last known point alone. Raises if there is no record or no data."""
     store = store or Store()
     run = store.load(entry.experiment.key)
     loaded = entry.experiment.dataset_loaded()
     objective = entry.experiment.objective(pick_device(device), loaded)
-    points: list[tuple[str, int, torch.Tensor]] = []
-    if entry.experiment.fork is None:
-        points.append(("initialisation", 0, objective.initial()))
+    if loaded.sha256 != (recorded_data := store.manifest(entry.experiment.key)["provenance"]["data"]["sha256"]):
+        raise DataError(f"the data have SHA-256 {loaded.sha256[:16]}, the record was made with {recorded_data[:16]}")
+    theta, first = start_of(entry.experiment, objective, store)
+    points = [("initialisation" if entry.experiment.fork is None else "the fork", first, theta)]
     if "snapshot" in run.coords:
         for i, label in enumerate(run["snapshot"].values):
             theta = torch.from_numpy(np.array(run["theta"].values[i])).to(objective.device, objective.dtype)
             points.append((str(label), int(run["snapshot_step"].values[i]), theta))
-    # A fork without snapshots has no point of its own: its base's snapshot is verified with the base.
     found = []
     steps, loss, eta = run["step"].values, run["loss"].values, run["eta"].values
     measured, eigenvalues = run["measured"].values, run["eigenvalue"].values
-    for label, begin, theta in points[:1] if quick else points:
+    if quick:  # past the edge where possible, with enough steps on record after it
+        points = [point for point in points if point[1] + REPLAY_STEPS <= steps[-1]][-1:]
+    for label, begin, theta in points:
         worst, apart = 0.0, 0.0
         for t in range(begin, min(begin + REPLAY_STEPS, int(steps[-1])) + 1):
             value, gradient, _ = objective.gradient(theta)
@@ -92,6 +95,7 @@ def whole(entry: Entry, *, device: str = "auto", progress: bool = True) -> list[
     if not judged:
         raise ValueError(f"no claim with forks of {entry.name}: there is no spread to compare a whole rerun with")
     run, _ = compute(entry.experiment, entry.measure, device=device, progress=progress)
+    forget(entry.experiment, entry.measure)
     outside = []
     for claim in judged:
         rule = claim["rule"]

@@ -37,7 +37,7 @@ def test_an_altered_record_does_not_agree(toy, what):
     run = Store().load(toy.experiment.key)
     changed = run.copy(deep=True)
     changed[what] = changed[what] * (1.01 if what != "theta" else 1.05)
-    Store().save(toy.experiment.key, changed, {"name": "toy"}, replace=True)
+    Store().save(toy.experiment.key, changed, Store().manifest(toy.experiment.key)["provenance"], replace=True)
     assert not all(r.agrees for r in replay(toy))
     assert cli.main(["verify", "toy"]) == 1
 
@@ -59,7 +59,7 @@ def test_numerics_raised_on_purpose_make_it_stale_and_no_replay_mends_that(toy, 
     raised["descent"] = {**raised["descent"], "numerics": raised["descent"]["numerics"] + 1}
     monkeypatch.setattr(store, "fingerprints", lambda: raised)
     assert toy.status().state == "stale" and "NUMERICS of descent" in toy.status().why
-    cli.main(["verify", "toy"])
+    assert cli.main(["verify", "toy"]) == 1
     assert toy.status().state == "stale"
 
 
@@ -87,3 +87,28 @@ def test_a_whole_rerun_is_compared_with_the_spread_of_the_forks(toy, tmp_path, m
         monkeypatch.setattr(verify.claims, "measure", lambda *a, s=spread: dict(zip("ab", s, strict=True)))
         outside = whole(toy, progress=False)
         assert (outside == []) is agrees, (outside, np.array(spread))
+
+
+def test_a_damaged_record_fails_verification(toy, capsys):
+    path = Store().folder / Store().manifest(toy.experiment.key)["file"]
+    path.write_bytes(path.read_bytes()[:-10])
+    assert cli.main(["verify"]) == 1
+    assert "truncated or altered" in capsys.readouterr().out
+
+
+def test_a_fork_is_replayed_from_its_start(toy, tmp_path):
+    text = (tmp_path / "experiments" / "toy.yaml").read_text()
+    fork = {
+        "experiment": {"steps": 30, "fork": {"of": "toy", "at": "40", "size": "1e-6"}},
+        "measure": {"k": 3, "stride": 7},
+    }
+    (tmp_path / "experiments" / "toy.yaml").write_text(text + yaml.safe_dump({"toyfork": fork}))
+    entry = catalogue()["toyfork"]
+    assert record(entry, progress=False)
+    (found,) = replay(entry)
+    assert (found.begin, found.step, found.agrees) == ("the fork", 40, True)
+
+
+def test_quick_takes_the_last_point_with_steps_after_it(toy):
+    (found,) = replay(toy, quick=True)
+    assert found.step == 40
