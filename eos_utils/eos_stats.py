@@ -147,6 +147,12 @@ def _losses_around_entry(run: xr.Dataset, horizon: int) -> tuple[np.ndarray, np.
     return loss[steps < measured[max(0, at - 2 * HALF)]], loss[(steps >= begin) & (steps <= end)]
 
 
+def level_at(run: xr.Dataset, step: float, eig: int = 1) -> float:
+    """λ_i·η/2 at the last measurement not after ``step``; nan if that is undefined."""
+    before = np.flatnonzero(run["measured"].values <= step)
+    return float(scaled(run)[before[-1], eig - 1]) if len(before) else float("nan")
+
+
 def first_rise(run: xr.Dataset, since: int = 100) -> float:
     """The first step after ``since`` (past the initial transient) at which the loss is higher than the step before."""
     loss, steps = run["loss"].values, run["step"].values
