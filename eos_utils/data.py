@@ -153,10 +153,11 @@ def _cifar10_arrays(
             continue
         try:
             arrays = _read_folder(pathlib.Path(place).expanduser())
-        except DataError:
+        except DataError as error:
             if place is not cache:
                 raise
-            arrays = None  # a download cut short is made good by the next one
+            tried.append(f"{what} ({error})")  # a download cut short is made good by the next one
+            continue
         usable = 0 if arrays is None else len(arrays[1]) if classes is None else int(np.isin(arrays[1], classes).sum())
         if arrays is not None and usable >= least:
             return *arrays, what

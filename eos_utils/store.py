@@ -16,7 +16,9 @@ import json
 import os
 import pathlib
 import tempfile
+import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from eos_utils.data import file_sha256
@@ -36,6 +38,9 @@ NUMERIC_MODULES = (
     "observers",
     "descent",
 )
+
+
+_PARSING = threading.Lock()  # ast.parse of Python 3.11 fails now and then when two threads use it at once
 
 
 class StoreError(RuntimeError):
@@ -70,14 +75,19 @@ def _bare(tree: ast.AST) -> ast.AST:
     return tree
 
 
+@lru_cache(maxsize=64)
+def _code_hash(source: str) -> str:
+    with _PARSING:
+        return hashlib.sha256(ast.dump(_bare(ast.parse(source))).encode()).hexdigest()[:16]
+
+
 def fingerprints() -> dict[str, dict[str, Any]]:
     """For every module that makes numbers: its ``NUMERICS`` and a hash of its code (comments do not count)."""
     found = {}
     for name in NUMERIC_MODULES:
         module = importlib.import_module(f"eos_utils.{name}")
         source = pathlib.Path(str(module.__file__)).read_text(encoding="utf-8")
-        code = hashlib.sha256(ast.dump(_bare(ast.parse(source))).encode()).hexdigest()[:16]
-        found[name] = {"numerics": module.NUMERICS, "source": code}
+        found[name] = {"numerics": module.NUMERICS, "source": _code_hash(source)}
     return found
 
 
