@@ -1,0 +1,175 @@
+"""The catalogue: names for runs, forks by name, and recording into results/."""
+
+import pathlib
+
+import pytest
+import xarray as xr
+
+from eos_utils import catalogue as module
+from eos_utils.catalogue import catalogue, find, record
+from eos_utils.experiment import Experiment, Measure
+from eos_utils.store import Store, StoreError
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+BASE = """
+base:
+  about: The base
+    run.
+  experiment: {dataset: digits, n: 200, width: 8, eta: 2/2, steps: 5}
+  measure: {k: 2, stride: 3, snapshots: [end]}
+  minutes: 0.5
+"""
+FORKS = """
+fork{fork_seed}:
+  for: {fork_seed: [1, 2]}
+  experiment: {steps: 3, fork: {of: base, at: end, size: 1e-3}}
+  measure: {k: 1, stride: 1}
+"""
+
+
+def write(root, text, name="runs.yaml"):
+    (root / "experiments" / name).write_text(text)
+
+
+def test_an_entry_holds_what_is_written(own_root):
+    write(own_root, BASE)
+    (entry,) = catalogue().values()
+    assert entry.name == "base" and entry.about == "The base run." and entry.minutes == 0.5
+    assert entry.experiment == Experiment(dataset="digits", n=200, width=8, eta="2/2", steps=5)
+    assert entry.measure == Measure(k=2, stride=3, snapshots=("end",))
+    assert find("base") == entry
+    assert (entry.status().state, entry.status().why) == ("pending", "registered, not yet run")
+
+
+def test_expansion_makes_one_run_for_each_combination(own_root):
+    write(
+        own_root,
+        """
+        run_w{width}_s{seed}:
+          for: {width: [4, 8], seed: [1, 2, 3]}
+          experiment: {dataset: digits, n: 50}
+        """,
+    )
+    entries = catalogue()
+    assert list(entries) == [f"run_w{w}_s{s}" for w in (4, 8) for s in (1, 2, 3)]
+    assert entries["run_w8_s2"].experiment == Experiment(dataset="digits", n=50, width=8, seed=2)
+    assert len({e.experiment.key for e in entries.values()}) == 6
+
+
+def test_a_fork_shares_its_base_and_names_it_by_key(own_root):
+    write(own_root, BASE.replace("steps: 5", "steps: 5, stop_accuracy: 0.99") + FORKS)
+    entries = catalogue()
+    base = entries["base"].experiment
+    for seed in (1, 2):
+        fork = entries[f"fork{seed}"].experiment
+        assert fork.fork["of"] == base.key and fork.fork["at"] == "end" and fork.fork["seed"] == seed
+        assert (fork.width, fork.eta, fork.n, fork.steps, fork.stop_accuracy) == (8, "1", 200, 3, None)
+    assert entries["fork1"].experiment.key != entries["fork2"].experiment.key
+
+
+def test_files_are_read_in_order_and_may_be_empty(own_root):
+    write(own_root, BASE, "b.yaml")
+    write(own_root, "", "a.yaml")
+    write(own_root, FORKS, "c.yaml")
+    assert list(catalogue()) == ["base", "fork1", "fork2"]
+
+
+@pytest.mark.parametrize("text, named", [
+    ("a: {experimnt: {}}", "runs.yaml: a: 'experimnt' is unknown; there are about, experiment"),
+    ("a: {experiment: {etta: 1}}", "'etta' is no field of an experiment"),
+    ("a: {measure: {strides: 3}}", "strides"),
+    ("a: {experiment: {eta: 2/0}}", "eta='2/0'"),
+    ("a{seed}: {for: {sed: [1]}}", "sed"),
+    ("a: {for: {seed: [1, 2]}}", "'a' is taken already"),
+    (BASE + "b: {experiment: {fork: {of: bas, at: end, size: 1e-6}}}", "b forks from 'bas', which is not listed"),
+    ("b: {experiment: {fork: {of: base, at: end, size: 1e-6}}}" + BASE, "not listed before it"),
+    (BASE + "b: {experiment: {fork: {at: end, size: 1e-6}}}", "b"),
+    ("a:", "a"),
+])  # fmt: skip
+def test_mistakes_are_named(own_root, text, named):
+    write(own_root, text)
+    with pytest.raises((ValueError, KeyError, TypeError), match=named) as caught:
+        catalogue()
+    assert isinstance(caught.value, ValueError), f"{caught.value!r} is no message for a reader"
+
+
+def test_names_are_unique_across_files(own_root):
+    write(own_root, BASE, "a.yaml")
+    write(own_root, BASE, "b.yaml")
+    with pytest.raises(ValueError, match="b.yaml: the name 'base' is taken already"):
+        catalogue()
+
+
+def test_an_unknown_name_suggests_near_ones(own_root):
+    write(own_root, BASE + FORKS)
+    with pytest.raises(KeyError, match="no run 'frok1' in experiments/; did you mean fork1"):
+        find("frok1")
+    with pytest.raises(KeyError) as far:
+        find("something_else")
+    assert "did you mean" not in str(far.value)
+
+
+def test_the_repositorys_own_catalogue_is_sound():
+    entries = catalogue(REPOSITORY / "experiments")
+    assert len(entries) >= 10 and len({e.experiment.key for e in entries.values()}) == len(entries)
+    for entry in entries.values():
+        assert entry.about and entry.minutes > 0
+        assert entry.measure.stride % 2 == 1 or entry.measure.pairs, f"{entry.name}: an even stride aliases"
+        entry.measure.observers()
+
+
+# ---- recording -------------------------------------------------------------------------------------------
+
+
+def recording(name, **keywords):
+    return record(find(name), device="cpu", progress=False, **keywords)
+
+
+def test_recording_writes_once_and_forks_build_on_it(own_root, own_cache):
+    write(own_root, BASE + FORKS)
+    with pytest.raises(StoreError, match="no record of"):
+        recording("fork1")
+    assert recording("base") and recording("fork1")
+    found = Store().load(find("base").experiment.key)
+    assert found.sizes["step"] == 6 and '"name": "base"' in found.attrs["provenance"]
+    fork = Store().load(find("fork1").experiment.key)
+    assert fork["step"].values.tolist() == [5, 6, 7, 8]
+    assert find("base").status().state == "fresh" and not list((own_cache / "partial").glob("*.pt"))
+    assert len(list((own_root / "results").iterdir())) == 4
+
+
+def test_a_usable_record_is_kept_unless_asked_for_and_a_damaged_one_replaced(own_root, monkeypatch):
+    write(own_root, BASE)
+    assert recording("base")
+    entry, compute, calls = find("base"), module.compute, []
+    monkeypatch.setattr(module, "compute", lambda *a, **k: calls.append(1) or compute(*a, **k))
+    assert not recording("base") and not calls
+    assert recording("base", replace=True) and len(calls) == 1
+    path = Store().folder / Store().manifest(entry.experiment.key)["file"]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert entry.status().state == "stale"
+    assert recording("base") and len(calls) == 2 and entry.status().state == "fresh"
+
+
+def test_results_that_cannot_be_written_are_noticed_before_the_run(own_root, monkeypatch):
+    write(own_root, BASE)
+    (own_root / "results").write_text("a file where the folder should be")
+    monkeypatch.setattr(module, "compute", None)
+    with pytest.raises(StoreError, match="results is not writable"):
+        recording("base")
+
+
+def test_a_recording_that_cannot_be_stored_is_not_lost(own_root, monkeypatch):
+    write(own_root, BASE)
+    with monkeypatch.context() as patch:
+
+        def full(self, path, **arguments):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(xr.Dataset, "to_netcdf", full)
+        with pytest.raises(StoreError, match="No space left"):
+            recording("base")
+    stepped = []
+    monkeypatch.setattr("eos_utils.run._Progress.__call__", lambda self, descent: stepped.append(descent.step))
+    assert recording("base") and len(stepped) <= 1  # taken up at its end, not done again
