@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eos_utils.objective import Objective
+from eos_utils.objective import Objective, Plane
 
 NUMERICS = 1
 
@@ -46,6 +46,11 @@ class Hessian:
         self.products += len(rows)
         return self.point.products(rows, self.gauss_newton)
 
+    def coarse(self) -> Compression | None:
+        """This operator on the principal plane of the inputs, where that serves (see :meth:`Objective.plane`)."""
+        plane = self.point.objective.plane()
+        return None if plane is None else Compression(self, plane)
+
     def __matmul__(self, v: Tensor) -> Tensor:
         if v.ndim == 1:
             return self.apply(v[None])[0]
@@ -56,6 +61,54 @@ class GaussNewton(Hessian):
     """The Gauss–Newton matrix G: the Hessian without the curvature of the network itself; positive semidefinite."""
 
     gauss_newton = True
+
+
+class Compression:
+    r"""The compression :math:`A = E^\top H E` to directions whose first layer sees only the inputs' principal plane.
+
+    E lifts :math:`(\tilde W_1, \dots)` to :math:`(\tilde W_1 U^\top, \dots)`, with U the plane's axes: an
+    isometry, so that eigenvalues of A interlace with those of H and Ritz values of A are Ritz values of H. A
+    product with A costs matrix products with the (n, r) compressed inputs instead of the (n, d) inputs; it is exact.
+    """
+
+    def __init__(self, operator: Hessian, plane: Plane) -> None:
+        self.operator, self.plane = operator, plane
+        objective = operator.point.objective
+        assert objective.layers is not None
+        self.fan_out, self.fan_in = objective.layers[0].fan_out, objective.layers[0].fan_in
+        size = objective.P - self.fan_out * (self.fan_in - plane.axes.shape[1])
+        self.shape = (size, size)
+        self.device, self.dtype = operator.device, operator.dtype
+        self.products = 0
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """A on the rows of a (k, size) block."""
+        self.products += len(rows)
+        z = self.plane.x
+        return self.operator.point.products(rows, self.operator.gauss_newton, read=z, write=z)
+
+    def images(self, rows: Tensor) -> Tensor:
+        """H E on the rows of a (k, size) block: (k, P), at half the price of H on lifted rows."""
+        self.operator.products += len(rows)
+        return self.operator.point.products(rows, self.operator.gauss_newton, read=self.plane.x)
+
+    def lift(self, rows: Tensor) -> Tensor:
+        """E on rows: (k, size) to (k, P)."""
+        return self._first(rows, self.plane.axes.T)
+
+    def restrict(self, rows: Tensor) -> Tensor:
+        r""":math:`E^\top` on rows: (k, P) to (k, size)."""
+        return self._first(rows, self.plane.axes)
+
+    def _first(self, rows: Tensor, matrix: Tensor) -> Tensor:
+        split = self.fan_out * matrix.shape[0]
+        first = rows[:, :split].view(len(rows), self.fan_out, -1) @ matrix
+        return torch.cat([first.flatten(1), rows[:, split:]], dim=1)
+
+    def leakage(self, images: Tensor) -> float:
+        r""":math:`\|(I - EE^\top) HQ\|_2` of images :math:`HQ` (k, P)."""
+        rest = images - self.lift(self.restrict(images))
+        return float(torch.linalg.eigvalsh((rest @ rest.T).double())[-1].clamp(min=0)) ** 0.5
 
 
 def dense(operator: Hessian, block: int = 64) -> Tensor:

@@ -10,6 +10,7 @@ backpropagation.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -41,45 +42,66 @@ class FullyConnectedPoint:
     def __init__(self, layers: list[Layer], loss: Loss, theta: Tensor, x: Tensor, y: Tensor, n: int) -> None:
         self.layers, self.loss, self.n, self.y = layers, loss, n, y
         self.weights = [theta[c.weight].view(c.fan_out, c.fan_in) for c in layers]
-        self.a, self.slope, self.bend = [x], [], []
+        self.a: list[Tensor] = [x]
+        self.slope: list[Tensor | None] = []
+        bends = []
         for c, w in zip(layers, self.weights, strict=True):
             z = self.a[-1] @ w.T if c.bias is None else torch.addmm(theta[c.bias], self.a[-1], w.T)
             a, slope, bend = _derivatives(c.activation, z)
             self.a.append(a)
             self.slope.append(slope)
-            self.bend.append(bend)
+            bends.append(bend)
         self.f = self.a[-1]
-        g = loss.gradient(self.f, y) / n
-        self.g = [g]  # d loss / d z, one for each layer
-        self.s: list[Tensor] = []  # d loss / d a of the hidden layers
+        self.g = [loss.gradient(self.f, y) / n]  # d loss / d z, one for each layer
+        self.bent: list[Tensor | None] = []  # (d loss / d a) φ''(z) of the hidden layers
         for i in range(len(layers) - 1, 0, -1):
             s = self.g[0] @ self.weights[i]
-            slope = self.slope[i - 1]
-            self.s.insert(0, s)
+            slope, bend = self.slope[i - 1], bends[i - 1]
+            self.bent.insert(0, None if bend is None else s * bend)
             self.g.insert(0, s if slope is None else s * slope)
 
-    def products(self, v: Tensor, gauss_newton: bool = False) -> Tensor:
-        """H v for the rows of ``v`` (k, P), this chunk's share; with ``gauss_newton`` its first part alone."""
+    def products(
+        self, v: Tensor, gauss_newton: bool = False, read: Tensor | None = None, write: Tensor | None = None
+    ) -> Tensor:
+        """H v for the rows of ``v`` (k, P), this chunk's share; with ``gauss_newton`` its first part alone.
+
+        ``read``, ``write`` (n, r): stand-ins for the inputs where the first layer of v is multiplied by them, and
+        where the first layer of the result is made from them; its fan-in changes accordingly.
+        """
+        widest = max(c.fan_out for c in self.layers)
+        piece = max((2**26 if v.is_cuda else 2**21) // (len(v) * widest), 512)  # bounds what one sweep needs besides
+        total = None
+        for start in range(0, len(self.f), piece):
+            part = slice(start, start + piece)
+            share = self._share(v, gauss_newton, part, *(self.a[0] if z is None else z for z in (read, write)))
+            total = share if total is None else total.add_(share)
+        assert total is not None
+        return total
+
+    def _share(self, v: Tensor, gauss_newton: bool, part: slice, read: Tensor, write: Tensor) -> Tensor:
         k, last = v.shape[0], len(self.layers) - 1
-        vw = [v[:, c.weight].view(k, c.fan_out, c.fan_in) for c in self.layers]
+        into, back = with_inputs(self.layers, read.shape[1]), with_inputs(self.layers, write.shape[1])
+        vw = [v[:, c.weight].view(k, c.fan_out, c.fan_in) for c in into]
         rz: list[Tensor] = []
         ra: list[Tensor] = []
-        for i, c in enumerate(self.layers):
-            z = (self.a[i] @ vw[i].reshape(k * c.fan_out, c.fan_in).T).view(-1, k, c.fan_out)
+        for i, c in enumerate(into):
+            a = self.a[i][part] if i else read[part]
+            z = (a @ vw[i].reshape(k * c.fan_out, c.fan_in).T).view(-1, k, c.fan_out)
             if i:
                 z += ra[i - 1] @ self.weights[i].T
             if c.bias is not None:
                 z += v[:, c.bias]
             rz.append(z)
             slope = self.slope[i]
-            ra.append(z if slope is None else z * slope.unsqueeze(1))
-        out = torch.empty_like(v)
-        rg = self.loss.hessian_product(self.f, self.y, rz[last]) / self.n
+            ra.append(z if slope is None else z * slope[part].unsqueeze(1))
+        out = v.new_empty(k, _parameters(back))
+        rg = self.loss.hessian_product(self.f[part], self.y[part], rz[last]) / self.n
         for i in range(last, -1, -1):
-            c = self.layers[i]
-            block = (rg.reshape(-1, k * c.fan_out).T @ self.a[i]).view(k, c.fan_out, c.fan_in)
+            c = back[i]
+            a = self.a[i][part] if i else write[part]
+            block = (rg.reshape(-1, k * c.fan_out).T @ a).view(k, c.fan_out, c.fan_in)
             if i and not gauss_newton:
-                inner = self.g[i].T @ ra[i - 1].reshape(-1, k * c.fan_in)
+                inner = self.g[i][part].T @ ra[i - 1].reshape(-1, k * c.fan_in)
                 block += inner.view(c.fan_out, k, c.fan_in).transpose(0, 1)
             out[:, c.weight] = block.reshape(k, -1)
             if c.bias is not None:
@@ -89,12 +111,30 @@ class FullyConnectedPoint:
             rs = rg @ self.weights[i]
             if not gauss_newton:
                 mixed = vw[i].transpose(0, 1).reshape(c.fan_out, k * c.fan_in)
-                rs += (self.g[i] @ mixed).view(-1, k, c.fan_in)
-            slope, bend = self.slope[i - 1], self.bend[i - 1]
-            rg = rs if slope is None else rs * slope.unsqueeze(1)
-            if bend is not None and not gauss_newton:
-                rg = rg + (self.s[i - 1] * bend).unsqueeze(1) * rz[i - 1]
+                rs += (self.g[i][part] @ mixed).view(-1, k, c.fan_in)
+            slope, bent = self.slope[i - 1], self.bent[i - 1]
+            rg = rs if slope is None else rs.mul_(slope[part].unsqueeze(1))
+            if bent is not None and not gauss_newton:
+                rg.addcmul_(bent[part].unsqueeze(1), rz[i - 1])
         return out
+
+
+def with_inputs(layers: list[Layer], inputs: int) -> list[Layer]:
+    """The layers of the same network on ``inputs`` inputs, as slices of its shorter (or longer) flat vector."""
+    shift = layers[0].fan_out * (inputs - layers[0].fan_in)
+    if shift == 0:
+        return layers
+
+    def moved(part: slice) -> slice:
+        return slice(part.start + shift, part.stop + shift)
+
+    result = [replace(c, weight=moved(c.weight), bias=c.bias and moved(c.bias)) for c in layers]
+    result[0] = replace(result[0], weight=slice(0, layers[0].fan_out * inputs), fan_in=inputs)
+    return result
+
+
+def _parameters(layers: list[Layer]) -> int:
+    return sum(c.fan_out * (c.fan_in + (c.bias is not None)) for c in layers)
 
 
 class ModulePoint:

@@ -6,6 +6,8 @@ in chunks, which bound the memory and change results only by rounding.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -17,6 +19,15 @@ from eos_utils.models import couples_examples, layers_of
 NUMERICS = 1
 
 FLOATS_PER_CHUNK = 2**27  # activations kept for one chunk: 512 MiB in float32
+PLANE = 128  # dimension of the principal plane of the inputs
+
+
+@dataclass(frozen=True)
+class Plane:
+    r"""An orthonormal basis ``axes`` (d, r) of the inputs' leading principal directions, ``x`` (n, r) = X axes."""
+
+    axes: Tensor
+    x: Tensor
 
 
 class Objective:
@@ -53,6 +64,8 @@ class Objective:
             width = sum(4 * c.fan_out for c in self.layers) if self.layers else 1
             chunk = max(1, FLOATS_PER_CHUNK // width)
         self.chunk = min(chunk, self.n)
+        self._plane: Plane | None = None
+        self._plane_known = False
 
     def __repr__(self) -> str:
         return f"Objective(P={self.P}, n={self.n}, loss={self.loss.name}, chunk={self.chunk})"
@@ -109,6 +122,29 @@ class Objective:
         assert gradient is not None
         return total, gradient, outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
+    def plane(self) -> Plane | None:
+        r"""The inputs' leading principal directions (randomised subspace iteration), computed once.
+
+        None where they would not help: for networks that are not fully connected, few inputs or examples, or a
+        spectrum of :math:`X^\top X` so flat that the directions left out matter.
+        """
+        if not self._plane_known:
+            self._plane, self._plane_known = self._find_plane(), True
+        return self._plane
+
+    def _find_plane(self) -> Plane | None:
+        x = self.x.flatten(1)
+        if self.layers is None or x.shape[1] < 4 * PLANE or self.n < 2 * PLANE:
+            return None
+        axes = torch.randn(x.shape[1], PLANE, generator=torch.Generator().manual_seed(0)).to(x)
+        for _ in range(3):
+            axes = torch.linalg.qr(axes)[0]
+            axes = torch.stack([part.T @ (part @ axes) for part in x.split(self.chunk)]).sum(dim=0)
+        axes = torch.linalg.qr(axes)[0]
+        inside = x @ axes
+        spectrum = torch.linalg.eigvalsh(inside.T @ inside)
+        return Plane(axes, inside) if bool(spectrum[0] < 0.02 * spectrum[-1]) else None
+
     def linearize(self, theta: Tensor) -> Linearization:
         """The cached point at θ, for :class:`eos_utils.curvature.Hessian` and its kin."""
         return Linearization(self, theta.detach())
@@ -131,11 +167,29 @@ class Linearization:
             return FullyConnectedPoint(o.layers, o.loss, self.theta, x.flatten(1), y, o.n)
         return ModulePoint(lambda t: o._share(t, x, y), self.theta)
 
-    def products(self, v: Tensor, gauss_newton: bool = False) -> Tensor:
-        """H v for the rows of ``v``, (k, P) to (k, P)."""
+    def products(
+        self, v: Tensor, gauss_newton: bool = False, read: Tensor | None = None, write: Tensor | None = None
+    ) -> Tensor:
+        """H v for the rows of ``v``, (k, P) to (k, P).
+
+        ``read`` and ``write`` (n, r), for fully connected networks: see :class:`FullyConnectedPoint`.
+        """
         if self.kept is not None:
-            return self.kept.products(v, gauss_newton)
-        total = torch.zeros_like(v)
-        for x, y in self.objective._chunks():
-            total += self._point(x, y).products(v, gauss_newton)
+            return _products(self.kept, v, gauss_newton, read, write)
+        total: Tensor | None = None
+        for i in range(0, self.objective.n, self.objective.chunk):
+            rows = slice(i, i + self.objective.chunk)
+            point = self._point(self.objective.x[rows], self.objective.y[rows])
+            parts = [None if z is None else z[rows] for z in (read, write)]
+            share = _products(point, v, gauss_newton, *parts)
+            total = share if total is None else total.add_(share)
+        assert total is not None
         return total
+
+
+def _products(
+    point: FullyConnectedPoint | ModulePoint, v: Tensor, gauss_newton: bool, read: Tensor | None, write: Tensor | None
+) -> Tensor:
+    if isinstance(point, FullyConnectedPoint):
+        return point.products(v, gauss_newton, read, write)
+    return point.products(v, gauss_newton)

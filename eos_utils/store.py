@@ -34,6 +34,8 @@ NUMERIC_MODULES = (
     "linearize",
     "objective",
     "curvature",
+    "basis",
+    "certificate",
     "lanczos",
     "observers",
     "descent",
@@ -258,14 +260,15 @@ class Store:
         except StoreError as error:
             return Status("stale", str(error))
         now, then = fingerprints(), manifest["code"]
+        # A module that the record does not know was split off or added: a replay tells whether numbers moved.
         raised = [
-            f"NUMERICS of {name} {then[name]['numerics'] if name in then else 'none'} -> {now[name]['numerics']}"
+            f"NUMERICS of {name} {then[name]['numerics']} -> {now[name]['numerics']}"
             for name in now
-            if name not in then or then[name]["numerics"] != now[name]["numerics"]
+            if name in then and then[name]["numerics"] != now[name]["numerics"]
         ]
         if raised:
             return Status("stale", "; ".join(raised))
-        edited = [name for name in now if then[name]["source"] != now[name]["source"]]
+        edited = [name for name in now if name not in then or then[name]["source"] != now[name]["source"]]
         if edited:
             return Status("unverified", f"the code of {', '.join(edited)} has changed; `eos verify` replays it")
         return Status("fresh", "recorded or verified with this code")

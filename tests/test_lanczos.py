@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from eos_utils import data, lanczos
+from eos_utils.basis import Basis
+from eos_utils.certificate import Probe
 from eos_utils.curvature import Hessian
-from eos_utils.lanczos import EigenTracker, _Basis, _Probe, top_eigenpairs
+from eos_utils.lanczos import EigenTracker, top_eigenpairs
 from eos_utils.models import fully_connected
 from eos_utils.objective import Objective
 
@@ -340,7 +342,7 @@ def test_ceiling_fails_as_often_as_it_says_and_no_more():
     operator = Matrix(row.T @ row)
     failed = 0
     for seed in range(seeds):
-        probe = _Probe.start(_Basis(operator), delta, torch.Generator().manual_seed(seed))
+        probe = Probe.start(Basis(operator), delta, torch.Generator().manual_seed(seed))
         overlap = float(probe.rows[0][0, 7])
         probe.step()
         below = probe.ceiling() < 1.0
@@ -355,7 +357,7 @@ def test_ceiling_bounds_the_top_of_any_spectrum_with_the_stated_probability(step
     operator = planted(np.concatenate([[1.3], np.linspace(-1, 1, 99)]))
     failed = 0
     for seed in range(seeds):
-        probe = _Probe.start(_Basis(operator), delta, torch.Generator().manual_seed(seed))
+        probe = Probe.start(Basis(operator), delta, torch.Generator().manual_seed(seed))
         for _ in range(steps):
             probe.step()
         assert probe.ritz_top() <= probe.ceiling()
@@ -428,13 +430,19 @@ def test_tracker_bounds_hold_between_checks_on_a_problem_that_its_basis_once_fil
 
 
 def test_every_evaluation_has_a_probe_of_its_own(monkeypatch):
-    seeds, real = [], lanczos.top_eigenpairs
-    monkeypatch.setattr(lanczos, "top_eigenpairs", lambda *a, seed, **k: seeds.append(seed) or real(*a, seed=seed, **k))
+    firsts, real = [], Probe.start
+
+    def start(*arguments):
+        probe = real(*arguments)
+        firsts.append(tuple(probe.rows[0][0].tolist()))
+        return probe
+
+    monkeypatch.setattr(lanczos.Probe, "start", start)
     for seed in (0, 1):
-        tracker = EigenTracker(1, seed=seed)
+        tracker = EigenTracker(1, seed=seed, check_every=1)
         for _ in range(5):
-            tracker.update(planted(np.arange(10.0)))
-    assert len(set(seeds)) == 10
+            tracker.update(planted(np.arange(40.0)))
+    assert len(firsts) >= 10 and len(set(firsts)) == len(firsts)
 
 
 def test_tracker_state_round_trip_is_bit_identical():

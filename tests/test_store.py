@@ -257,8 +257,8 @@ def test_status_says_what_changed(saved, monkeypatch):
     changed(monkeypatch, lanczos={"source": "edited"}, descent={"numerics": 99, "source": "edited"})
     status = saved.status(KEY)
     assert status.state == "stale" and "NUMERICS of descent 1 -> 99" in status.why and "lanczos" not in status.why
-    changed(monkeypatch, new_module={"numerics": 1, "source": "x"})
-    assert saved.status(KEY).state == "stale" and "NUMERICS of new_module none -> 1" in saved.status(KEY).why
+    changed(monkeypatch, descent=fingerprints()["descent"], new_module={"numerics": 1, "source": "x"})
+    assert saved.status(KEY).state == "unverified" and "new_module" in saved.status(KEY).why
 
 
 def test_restamp_makes_a_replayed_record_fresh(saved, monkeypatch):
