@@ -61,7 +61,8 @@ class Basis:
             self.products += len(rows)
             if not bool(torch.isfinite(images).all()):
                 raise FloatingPointError("the operator returned NaN or infinite values; the point is not finite")
-        self.q, self.hq = torch.cat([self.q, rows]), torch.cat([self.hq, images])
+        self.q = torch.cat([self.q, rows]) if len(self) else rows
+        self.hq = torch.cat([self.hq, images]) if len(self.hq) else images
         return len(rows)
 
     def lanczos(self, steps: int) -> int:
@@ -104,8 +105,11 @@ class Basis:
 
     def rotate(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and images in other coordinates (columns)."""
-        c = coordinates.to(self.q).T
-        return c @ self.q, c @ self.hq
+        return self.vectors(coordinates), coordinates.to(self.q).T @ self.hq
+
+    def vectors(self, coordinates: Tensor) -> Tensor:
+        """Rows in other coordinates (columns)."""
+        return coordinates.to(self.q).T @ self.q
 
 
 def random_rows(count: int, operator: Operator, generator: torch.Generator) -> Tensor:

@@ -116,9 +116,12 @@ class Probe:
 
 def defect_gram(basis: Basis, coordinates: Tensor, values: Tensor, allowance: float = 0.0) -> Tensor:
     """EᵀE in Ritz coordinates, float64 (m, m), with E = (I - QQᵀ) H Q, and ``allowance``² I for what Q can not see."""
-    top, images = basis.rotate(coordinates)
-    error = images - values[:, None].to(top) * top
-    gram = (error @ error.T).double().cpu()
+    turn, theta = coordinates.to(basis.q).T, values[:, None].to(basis.q)
+    gram = torch.zeros(len(values), len(values), dtype=torch.float64, device=basis.q.device)
+    for q, hq in zip(basis.q.split(2**18, dim=1), basis.hq.split(2**18, dim=1), strict=True):
+        error = turn @ hq - theta * (turn @ q)
+        gram += (error @ error.T).double()
+    gram = gram.cpu()
     return (gram + gram.T) / 2 + allowance**2 * torch.eye(len(gram), dtype=gram.dtype)
 
 

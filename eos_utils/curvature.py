@@ -107,8 +107,12 @@ class Compression:
 
     def leakage(self, images: Tensor) -> float:
         r""":math:`\|(I - EE^\top) HQ\|_2` of images :math:`HQ` (k, P)."""
-        rest = images - self.lift(self.restrict(images))
-        return float(torch.linalg.eigvalsh((rest @ rest.T).double())[-1].clamp(min=0)) ** 0.5
+        first = images[:, : self.fan_out * self.fan_in].view(len(images), self.fan_out, self.fan_in)
+        gram, axes = torch.zeros(len(images), len(images), dtype=torch.float64), self.plane.axes
+        for units in first.split(64, dim=1):  # the other layers lie in the plane
+            rest = (units - (units @ axes) @ axes.T).flatten(1)
+            gram += (rest @ rest.T).double().cpu()
+        return float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0)) ** 0.5
 
 
 def dense(operator: Hessian, block: int = 64) -> Tensor:

@@ -140,8 +140,12 @@ def _flip(pairs: Eigenpairs) -> Eigenpairs:
 def _outermost(top: Eigenpairs, bottom: Eigenpairs, k: int) -> Eigenpairs:
     """The k of largest magnitude of both; a direction found from both ends counts once."""
     values, vectors = torch.cat([top.values, bottom.values]), torch.cat([top.vectors, bottom.vectors], dim=1)
+    # The sign tells the end where an eigenvalue is one of the outermost; zeros are taken from the upper end.
+    outward = torch.cat([top.values, -bottom.values])
+    rounding = 64 * torch.finfo(vectors.dtype).eps * float(values.abs().max())
+    outward = outward.where(outward.abs() > rounding, torch.zeros_like(outward))
     chosen: list[int] = []
-    for i in values.abs().argsort(descending=True, stable=True).tolist():
+    for i in outward.argsort(descending=True, stable=True).tolist():
         known = vectors[:, chosen]
         if len(chosen) < k and float((vectors[:, i] - known @ (known.T @ vectors[:, i])).norm()) > 0.7:
             chosen.append(i)
@@ -154,7 +158,7 @@ def _outermost(top: Eigenpairs, bottom: Eigenpairs, k: int) -> Eigenpairs:
         torch.cat([top.residuals, bottom.residuals])[chosen],
         torch.where(values < 0, -bounds[: len(values)], bounds[: len(values)]),
         checked=top.checked and bottom.checked,
-        converged=top.converged and bottom.converged,
+        converged=top.converged and bottom.converged and len(chosen) == k,
         failure_probability=min(1.0, top.failure_probability + bottom.failure_probability),
         products=top.products + bottom.products,
         probe_products=top.probe_products + bottom.probe_products,
@@ -251,6 +255,7 @@ class _Search:
                     known, checked, krylov = None if missed else probe.ceiling(), not missed, False
                     if missed:  # keep the best so far, add what the probe saw, and look again with another probe
                         basis.q, basis.hq = basis.rotate(coordinates[:, :keep])
+                        leakage = math.inf  # what the coarse space missed may lie outside of it
                     # Its products are paid for, and a larger basis keeps the ceiling valid.
                     if probe.images and (missed or not again):
                         new = basis.extend(torch.cat(probe.rows[: len(probe.images)]), torch.cat(probe.images))
@@ -277,7 +282,7 @@ class _Search:
                 new = basis.extend(errors[loose.to(errors.device)])
                 leakage = math.inf if new else leakage
         kept = min(keep if math.isfinite(leakage) or self.keep else 2 * k, len(basis))
-        rows, _ = basis.rotate(coordinates[:, :kept])
+        rows = basis.vectors(coordinates[:, :kept])
         if known is not None and kept < len(basis):
             # The complement of what is kept is larger: its top is bounded in the same way.
             rest = defect_gram(basis, coordinates, values)[kept:, kept:]
@@ -358,8 +363,7 @@ class EigenTracker:
         )
 
     def _checked(self, operator: Operator, search: _Search) -> Eigenpairs:
-        coarse = _coarse_of(operator) if search.plane else None
-        start = self.basis
+        coarse, start = _coarse_of(operator), self.basis
         if start is not None and coarse is not None and self.allowance is not None:
             start = coarse.lift(start)
         pairs = search.run(operator, start)

@@ -20,6 +20,8 @@ from eos_utils.models import Layer
 
 NUMERICS = 1
 
+LEAST_PIECE = 512  # fewer examples in a sweep would starve the matrix products
+
 
 def _derivatives(activation: str, z: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     r""":math:`\phi, \phi', \phi''` at z; None stands for a constant 1 (:math:`\phi'`) or 0 (:math:`\phi''`)."""
@@ -68,15 +70,20 @@ class FullyConnectedPoint:
         ``read``, ``write`` (n, r): stand-ins for the inputs where the first layer of v is multiplied by them, and
         where the first layer of the result is made from them; its fan-in changes accordingly.
         """
-        widest = max(c.fan_out for c in self.layers)
-        piece = max((2**26 if v.is_cuda else 2**21) // (len(v) * widest), 512)  # bounds what one sweep needs besides
-        total = None
-        for start in range(0, len(self.f), piece):
-            part = slice(start, start + piece)
-            share = self._share(v, gauss_newton, part, *(self.a[0] if z is None else z for z in (read, write)))
-            total = share if total is None else total.add_(share)
-        assert total is not None
-        return total
+        # What a sweep needs besides: a few arrays of (examples, directions, width), bounded by pieces of both.
+        budget, widest = 2**26 if v.is_cuda else 2**22, max(c.fan_out for c in self.layers)
+        directions = max(1, budget // (LEAST_PIECE * widest))
+        examples = max(LEAST_PIECE, budget // (min(len(v), directions) * widest))
+        shares = []
+        for block in v.split(directions):
+            total = None
+            for start in range(0, len(self.f), examples):
+                part = slice(start, start + examples)
+                share = self._share(block, gauss_newton, part, *(self.a[0] if z is None else z for z in (read, write)))
+                total = share if total is None else total.add_(share)
+            assert total is not None
+            shares.append(total)
+        return shares[0] if len(shares) == 1 else torch.cat(shares)
 
     def _share(self, v: Tensor, gauss_newton: bool, part: slice, read: Tensor, write: Tensor) -> Tensor:
         k, last = v.shape[0], len(self.layers) - 1
