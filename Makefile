@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 BOOK := _build/html/.complete
 
 # All that the pages are made of. `eos book` looks again, by content, and skips what is up to date.
-SOURCES := _config.yml _toc.yml pyproject.toml $(shell find book notebooks eos_utils experiments results -type f \
+SOURCES := _config.yml _toc.yml pyproject.toml $(shell find book notebooks eos_utils experiments results bench/results -type f \
 	-not -path '*/.*' -not -path '*/__pycache__/*' 2>/dev/null)
 
 # Notebooks are executed two at a time, and a book page takes no heavy arithmetic: one thread each.

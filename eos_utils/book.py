@@ -29,7 +29,7 @@ import yaml
 CELL_TIMEOUT = 3600  # seconds; a notebook's defaults show recorded runs and take much less
 # What the outputs of a notebook can depend on, beside the notebook itself.
 SOURCES = (
-    "eos_utils", "experiments", "results", "requirements.lock",
+    "eos_utils", "experiments", "results", "bench/results", "requirements.lock",
     "book/claims", "book/inventory.yml", "book/verdicts.json",
 )  # fmt: skip
 

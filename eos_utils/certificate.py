@@ -118,7 +118,7 @@ def defect_gram(basis: Basis, coordinates: Tensor, values: Tensor, allowance: fl
     """EᵀE in Ritz coordinates, float64 (m, m), with E = (I - QQᵀ) H Q, and ``allowance``² I for what Q can not see."""
     turn, theta = coordinates.to(basis.q).T, values[:, None].to(basis.q)
     gram = torch.zeros(len(values), len(values), dtype=torch.float64, device=basis.q.device)
-    for q, hq in zip(basis.q.split(2**18, dim=1), basis.hq.split(2**18, dim=1), strict=True):
+    for q, hq in zip(basis.q.split(2**15, dim=1), basis.hq.split(2**15, dim=1), strict=True):
         error = turn @ hq - theta * (turn @ q)
         gram += (error @ error.T).double()
     gram = gram.cpu()

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from eos_utils.bench_results import AgainstDense, Outside
+
 THEMES = {
     "light": {"ink": "#24292f", "grid": "#d8dee4", "muted": "#6e7781"},
     "dark": {"ink": "#d7dde3", "grid": "#3a424b", "muted": "#9aa4ae"},
@@ -232,3 +234,58 @@ def experiment_of(run: xr.Dataset) -> Experiment:
 def title_of(run: xr.Dataset) -> str:
     """A short name: the step size as the papers write it."""
     return f"η = {as_two_over(rational(experiment_of(run).eta))}"
+
+
+def outside_of_axes(plane: Outside) -> Figure:
+    """Norm of each eigenvector outside of the leading input directions, against their number."""
+    figure, axis = plt.subplots(figsize=(5.6, 3.2))
+    for i, (part, colour) in enumerate(zip(plane.part, shades(max(2, len(plane.part))), strict=False)):
+        axis.loglog(plane.axes, part, ".-", color=colour, label=f"v{'₁₂₃₄₅₆₇₈₉'[i]}" if i < 9 else None)
+    if 128 in plane.axes:
+        axis.axvline(128, color=muted(), linewidth=0.8, linestyle=":")
+    axis.set(xlabel="principal directions of the inputs, r", ylabel="part outside of their span")
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.legend(ncols=2)
+    return figure
+
+
+def bounds_against_dense(exact: AgainstDense) -> Figure:
+    """Distance of the lower and the upper bound from each true eigenvalue, relative to λ1."""
+    figure, axis = plt.subplots(figsize=(5.6, 3.0))
+    number = np.arange(1, len(exact.true) + 1)
+    floor = 1e-9
+    low = np.maximum((exact.true - exact.pairs.values).numpy() / float(exact.true[0]), floor)
+    high = np.maximum((exact.pairs.upper - exact.true).numpy() / float(exact.true[0]), floor)
+    first, second = shades(2)
+    axis.semilogy(number - 0.06, low, "v", color=first, label="λᵢ − θᵢ, lower bound")
+    axis.semilogy(number + 0.06, high, "^", color=second, label="upper bound − λᵢ")
+    axis.axhline(exact.tol, color=muted(), linestyle=(0, (5, 3)), linewidth=1.0)
+    axis.set(xlabel="i", ylabel="distance / λ₁", xticks=number, ylim=(floor / 3, 1e-2))
+    axis.legend(loc="center right")
+    return figure
+
+
+def growth(sweeps: dict[str, Any]) -> Figure:
+    """Seconds against each size, doubled while the others stay, with the fitted exponents."""
+    figure, axes = plt.subplots((len(sweeps) + 1) // 2, 2, figsize=(5.6, 7.2))
+    colours = dict(zip(("product", "bare", "evaluation"), (*shades(2), muted()), strict=True))
+    for axis, (name, sweep) in zip(axes.flat, sweeps.items(), strict=False):
+        sizes = [row[name] for row in sweep["rows"]]
+        for what, colour in colours.items():
+            if what in {"k": ("product", "bare"), "directions": ("evaluation",)}.get(name, ()):
+                continue  # it does not depend on that
+            slope = sweep["exponents"][f"{what} in {name}"]
+            style = {"product": "o-", "bare": "--", "evaluation": "s-"}[what]
+            seconds = [row[what] for row in sweep["rows"]]
+            axis.loglog(sizes, seconds, style, color=colour, markersize=3.5, label=f"{what} {slope:.2f}")
+        axis.set_title(name, fontsize=10)
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.tick_params(labelsize=8)
+        axis.set_ylim(top=axis.get_ylim()[1] * 8)
+        axis.legend(loc="upper left", fontsize=8)
+    for axis in axes.flat[len(sweeps) :]:
+        axis.set_visible(False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("seconds")
+    return figure

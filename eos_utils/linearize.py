@@ -20,7 +20,7 @@ from eos_utils.models import Layer
 
 NUMERICS = 1
 
-LEAST_PIECE = 512  # fewer examples in a sweep would starve the matrix products
+LEAST_PIECE = 1024  # fewer examples in a sweep would starve the matrix products
 
 
 def _derivatives(activation: str, z: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

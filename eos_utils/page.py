@@ -171,6 +171,14 @@ def provenance(notebook: str, p: SimpleNamespace, trajectory: xr.Dataset) -> Any
     )
 
 
+def table(label: str, header: list[str], rows: list[list[str]]) -> Any:
+    """A table of plain text that scrolls on a narrow screen."""
+    from IPython.display import HTML
+
+    cells = [_cells("th", *map(html.escape, header)), *(_cells("td", *map(html.escape, row)) for row in rows)]
+    return HTML(_scrollable(label, cells))
+
+
 def glue(numbers: dict[str, str]) -> None:
     """Makes numbers available to the prose, which never types one."""
     try:

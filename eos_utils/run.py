@@ -191,13 +191,15 @@ def estimate(objective: Objective, theta: torch.Tensor, steps: int, measure: Mea
     if theta.is_cuda:
         torch.cuda.synchronize()
     per_step = time.perf_counter() - begun
+    hessian = Hessian(objective, theta)
+    coarse = hessian.coarse()  # most evaluations stay in there
     begun = time.perf_counter()
-    Hessian(objective, theta).apply(theta[None])
+    hessian.apply(theta[None]) if coarse is None else coarse.apply(coarse.restrict(theta[None]))
     if theta.is_cuda:
         torch.cuda.synchronize()
     per_product = time.perf_counter() - begun
     share = (2 if measure.pairs else 1) / measure.stride
-    return steps * (per_step + share * 4 * measure.k * per_product)
+    return steps * (per_step + share * (per_step + 5 * measure.k * per_product))
 
 
 def start_of(experiment: Experiment, objective: Objective, records: store.Store) -> tuple[torch.Tensor, int]:

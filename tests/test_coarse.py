@@ -167,6 +167,7 @@ def test_pieces_of_the_block_and_of_the_examples_add_up(plane_of_16, monkeypatch
         return real(self, v, gauss_newton, part, *inputs)
 
     monkeypatch.setattr(linearize.FullyConnectedPoint, "_share", share)
+    monkeypatch.setattr(linearize, "LEAST_PIECE", 512)
     point = operator(objective, theta)
     coarse, e = point.coarse(), embedding(objective)
     count = 2800  # directions; so many that neither they nor the examples go through in one sweep
