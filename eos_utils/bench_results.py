@@ -45,14 +45,20 @@ def outside_of_axes(objective: Objective, theta: Tensor, k: int) -> Outside:
     """How much of the k leading eigenvectors the inputs' leading principal directions leave out."""
     assert objective.layers is not None
     first = objective.layers[0]
-    x = objective.x.flatten(1)
-    _, _, directions = torch.linalg.svd(x, full_matrices=False)
-    vectors = top_eigenpairs(Hessian(objective, theta), k, tol=1e-4).vectors.T
-    rows = vectors[:, first.weight].reshape(k, first.fan_out, first.fan_in)
-    inside = ((rows @ directions.T) ** 2).sum(dim=1).cumsum(dim=1)
-    total = (rows**2).sum(dim=(1, 2))
+    hessian = Hessian(objective, theta)
+    whole = SimpleNamespace(shape=hessian.shape, device=hessian.device, dtype=hessian.dtype, apply=hessian.apply)
+    vectors = top_eigenpairs(whole, k, tol=1e-5).vectors.T  # in the whole space: the plane would answer for itself
+    return _outside(objective.x.flatten(1), vectors[:, first.weight].reshape(k, first.fan_out, first.fan_in))
+
+
+def _outside(x: Tensor, rows: Tensor) -> Outside:
+    """For the first layers ``rows`` (k, fan_out, d) of eigenvectors of norm 1."""
+    directions = torch.linalg.svd(x.double(), full_matrices=False)[2]
+    along = ((rows.double() @ directions.T) ** 2).sum(dim=1)
+    beyond = ((rows.double() ** 2).sum(dim=(1, 2)) - along.sum(dim=1)).clamp(min=0)  # outside of all inputs
+    left = along.flip(1).cumsum(dim=1).flip(1) + beyond[:, None]  # from direction r on
     axes = [2**i for i in range(12) if 2**i < len(directions)]
-    part = [[float((t - c[r - 1]).clamp(min=0) ** 0.5) for r in axes] for t, c in zip(total, inside, strict=True)]
+    part = [[float(one[r] ** 0.5) for r in axes] for one in left]
     return Outside(axes, part)
 
 
