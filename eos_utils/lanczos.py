@@ -58,8 +58,8 @@ class Eigenpairs:
     it assumes that nothing outside of the basis rose since the last check. ``converged``: bounds (or, where
     there are none, residuals) are within the tolerance. ``products``: Hessian-vector products used, of which
     ``probe_products`` for the check; ``coarse_products``: products with the compression. ``basis``: rows worth
-    recycling; ``ceiling``: bound for what they leave out; ``leakage``: how far H leads out of the coarse space
-    there, infinite if that space did not suffice.
+    recycling (of the coarse space, where a tracker stayed in it); ``ceiling``: bound for what they leave out;
+    ``leakage``: how far H leads out of the coarse space there, infinite if that space did not suffice.
     """
 
     values: Tensor
