@@ -25,6 +25,7 @@ import torch
 from eos_utils import catalogue, data
 from eos_utils.curvature import Hessian
 from eos_utils.descent import Descent, Stop, gradient_descent
+from eos_utils.experiment import rational
 from eos_utils.lanczos import EigenTracker, top_eigenpairs
 from eos_utils.models import fully_connected, resnet18
 from eos_utils.objective import Objective
@@ -114,7 +115,7 @@ def figure_1(device, steps):
     observer = Eigenvalues(6, 15)
     wait(device)
     begun = time.perf_counter()
-    descent = Descent(objective.initial(), float(run.experiment.eta))
+    descent = Descent(objective.initial(), float(rational(run.experiment.eta)))
     descent = gradient_descent(objective, descent, Stop(steps, accuracy=0.99), observers=[observer])
     took = time.perf_counter() - begun
     print(f"Figure 1: {took:.1f} s for {descent.step} steps, {len(observer.rows['step'])} evaluations")

@@ -12,13 +12,13 @@ memory above data and network, each case in a process of its own (Linux only).
 import argparse
 import json
 import pathlib
-import statistics
 import subprocess
 import sys
 import time
 
 import numpy as np
 import torch
+from hvp import seconds
 
 from eos_utils.curvature import Hessian
 from eos_utils.lanczos import EigenTracker, top_eigenpairs
@@ -52,17 +52,6 @@ def problem(n, width, depth=1, chunk=None, inputs=3072):
     return Objective(network, "half_mse", x, y, chunk=chunk)
 
 
-def median(function, repeats):
-    """Median seconds of a call, after one to warm up."""
-    function()
-    times = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times)
-
-
 def measure(size, repeats):
     """Seconds of a product, of the matrix products it can not avoid, and of an evaluation."""
     objective = problem(size["n"], size["width"], size["depth"])
@@ -82,7 +71,7 @@ def measure(size, repeats):
                     along @ square
 
     objective.plane()  # once for a problem; not part of an evaluation
-    product, least = median(lambda: hessian.apply(rows), repeats) / k, median(bare, repeats) / k
+    product, least = seconds(lambda: hessian.apply(rows), repeats) / k, seconds(bare, repeats) / k
     begun = time.perf_counter()
     found = top_eigenpairs(Hessian(objective, theta), size["k"])
     evaluation = time.perf_counter() - begun

@@ -4,12 +4,14 @@ import copy
 import importlib.util
 import json
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from eos_utils import data
 from eos_utils.curvature import Hessian, dense
 from eos_utils.models import fully_connected
 from eos_utils.objective import Objective
@@ -170,3 +172,17 @@ def test_tracked_patterns(engine):
     assert patterns["stride 1"] == [601, 602, 603, 604, 605]
     assert patterns["stride 10, pairs"] == [601, 610, 611, 620, 621]
     assert patterns["stride 9"] == [609, 618, 627, 636, 645]
+
+
+@pytest.mark.slow
+def test_everything_for_a_gpu_runs_with_one_command(tmp_path):
+    """A trial on the CPU, so that a lent machine is not spent on mistakes of the script."""
+    file = tmp_path / "results" / "gpu.json"
+    command = [sys.executable, "-W", "ignore", str(BENCH / "gpu.py"), "--device", "cpu", "--quick", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    wanted = {"products", "tf32", "resnet18"} | ({"figure_1"} if data.cifar10_available() else set())
+    assert wanted <= set(found) and found["tf32"]["worst_relative_change"] == 0.0
+    if "figure_1" in found:
+        assert (found["figure_1"]["steps"], found["figure_1"]["status"]) == (20, "steps")
