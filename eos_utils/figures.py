@@ -281,6 +281,7 @@ def growth(sweeps: dict[str, Any]) -> Figure:
         axis.set_title(name, fontsize=10)
         axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.tick_params(labelsize=8)
         axis.set_ylim(top=axis.get_ylim()[1] * 8)
         axis.legend(loc="upper left", fontsize=8)
