@@ -3,7 +3,9 @@
 ``book/inventory.yml`` lists the papers' items, ``book/claims/*.yml`` the claims with their rules, set before the
 verdict runs. A rule names a statistic of :mod:`eos_utils.eos_stats`, the runs of the catalogue it is evaluated on,
 and the bounds: ``accept_if``, ``reject_if``; between them the verdict is *inconclusive*. The verdict uses the
-bootstrap interval of the mean over runs, the whole of which must lie on one side. ``book/verdicts.json`` is the
+bootstrap interval of the mean over runs, the whole of which must lie on one side. A mathematical claim names a check
+(:data:`CHECKS`: a function that tests the statement live, in float64) instead, and may name another for a statement
+corrected by us; where only the text decides, the rule is the ``reading`` itself. ``book/verdicts.json`` is the
 ledger on record; :func:`drift` says where it no longer follows from the results in the repository.
 """
 
@@ -15,20 +17,34 @@ import math
 import operator
 import pathlib
 import re
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import yaml
 
+from eos_utils import fg_edge, fg_lemmas, fg_phase1, fg_theorem
 from eos_utils.catalogue import Entry, catalogue
 from eos_utils.eos_stats import STATISTICS, bootstrap
 from eos_utils.experiment import as_two_over, rational
+from eos_utils.fg_theory import Tested
 from eos_utils.store import Store, StoreError
 from eos_utils.store import root as default_root
 
 CLAIM_FIELDS = ("id", "item", "paper", "place", "kind", "statement", "notebook", "rule", "amended")
 RULE_FIELDS = ("statistic", "arguments", "unit", "accept_if", "reject_if", "experiments", "min_runs", "forks", "why")
+# ... of a mathematical claim: what acceptance and rejection mean, drift allowed in the number, a repaired statement.
+CHECK_FIELDS = ("statistic", "arguments", "unit", "accept_if", "reject_if", "outcomes", "tolerance", "corrected", "why")
+READINGS = ("not decidable as printed", "vacuous", "hypotheses not met", "counterexample")
+OUTCOMES = ("holds on everything tested", "counterexample")
+# The checks of mathematical claims, by name.
+CHECKS: dict[str, Callable[..., Tested]] = {
+    **fg_lemmas.CHECKS,
+    **fg_phase1.CHECKS,
+    **fg_theorem.CHECKS,
+    **fg_edge.CHECKS,
+}
 COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
@@ -55,14 +71,18 @@ def claims(root: pathlib.Path | None = None) -> list[dict[str, Any]]:
             where = f"{path.name}: {claim.get('id', claim)}"
             unknown = set(claim) - set(CLAIM_FIELDS)
             rule = claim.get("rule") or {}
-            unknown |= set(rule) - set(RULE_FIELDS)
+            live = claim["kind"] == "mathematical" and "experiments" not in rule
+            fields = ("reading", "corrected", "why") if "reading" in rule else CHECK_FIELDS if live else RULE_FIELDS
+            unknown |= set(rule) - {*fields, *(("outcomes",) if claim["kind"] == "mathematical" else ())}
             if unknown:
                 raise ClaimError(f"{where}: unknown field {', '.join(sorted(map(str, unknown)))}")
             if claim["kind"] not in ("empirical", "mathematical"):
                 raise ClaimError(f"{where}: kind is {claim['kind']!r}, not empirical or mathematical")
             if any(claim["id"] == other["id"] for other in found):
                 raise ClaimError(f"{where}: this id is taken already")
-            if rule:
+            if rule and live:
+                _checked(where, rule)
+            elif rule:
                 if rule["statistic"] not in STATISTICS:
                     raise ClaimError(f"{where}: no statistic {rule['statistic']!r}")
                 missing = [n for n in [*rule["experiments"], *rule.get("forks", [])] if n not in runs]
@@ -72,6 +92,22 @@ def claims(root: pathlib.Path | None = None) -> list[dict[str, Any]]:
                     conditions(bound)
             found.append(claim)
     return found
+
+
+def _checked(where: str, rule: dict[str, Any]) -> None:
+    """Refuses a malformed rule of a mathematical claim."""
+    for part in filter(None, (rule, rule.get("corrected"))):
+        if "reading" in part:
+            if part["reading"] not in READINGS or not part.get("why"):
+                raise ClaimError(f"{where}: a reading is one of {', '.join(READINGS)}, with its reason under why")
+            continue
+        if part["statistic"] not in CHECKS:
+            raise ClaimError(f"{where}: no check {part['statistic']!r}")
+        for bound in (part["accept_if"], part["reject_if"]):
+            conditions(bound)
+        allowed = {*OUTCOMES, *READINGS}
+        if not set(part.get("outcomes", OUTCOMES)) <= allowed or len(part.get("outcomes", OUTCOMES)) != 2:
+            raise ClaimError(f"{where}: outcomes are two of {', '.join(sorted(allowed))}: if accepted, if rejected")
 
 
 def conditions(text: str) -> list[tuple[str, float]]:
@@ -99,8 +135,13 @@ def holds(value: float, text: str, stretch: float = 1.0) -> bool:
     return all(COMPARE[sign](value, bound * stretch if bound else (stretch - 1) * largest) for sign, bound in parsed)
 
 
-def judge(ends: tuple[float, ...], rule: dict[str, Any], stretch: float = 1.0) -> str:
-    """The verdict on an empirical claim whose interval has these ends.
+def judge(
+    ends: tuple[float, ...],
+    rule: dict[str, Any],
+    stretch: float = 1.0,
+    outcomes: Sequence[str] = ("reproduced", "not reproduced"),
+) -> str:
+    """The verdict on a claim whose interval has these ends: one of the two ``outcomes``, or inconclusive.
 
     >>> judge((0.4, 0.6), {"accept_if": "> 0.3", "reject_if": "< 0.1"})
     'reproduced'
@@ -110,11 +151,11 @@ def judge(ends: tuple[float, ...], rule: dict[str, Any], stretch: float = 1.0) -
     if any(math.isnan(end) for end in ends):
         return "inconclusive"
     if all(holds(end, rule["accept_if"], stretch) for end in ends):
-        return "reproduced"
+        return outcomes[0]
     # What is rejected must be rejected by one and the same bound, or two ends could fail on opposite sides.
     rejections = [r.strip() for r in str(rule["reject_if"]).split(" or ")]
     if any(all(holds(end, bound, stretch) for end in ends) for bound in rejections):
-        return "not reproduced"
+        return outcomes[1]
     return "inconclusive"
 
 
@@ -171,6 +212,9 @@ def evaluate(claim: dict[str, Any], root: pathlib.Path | None = None) -> dict[st
     verdict: dict[str, Any] = {"as_printed": "pending", "corrected": "none", "statistic": None, "fragile": False}
     if not rule:
         return {**verdict, "scope": "", "rule_hash": None}
+    if claim["kind"] == "mathematical" and "experiments" not in rule:
+        return {**verdict, **_tested(rule), "rule_hash": rule_hash(rule)}
+    outcomes = rule.get("outcomes", ("reproduced", "not reproduced") if claim["kind"] == "empirical" else OUTCOMES)
     runs = catalogue(root / "experiments")
     verdict.update(scope=scope([runs[name] for name in rule["experiments"]]), rule_hash=rule_hash(rule))
     values = measure(rule["experiments"], rule, root)
@@ -179,8 +223,8 @@ def evaluate(claim: dict[str, Any], root: pathlib.Path | None = None) -> dict[st
     numbers = np.array(list(values.values()))
     # A run in which the statistic is not defined (say, that never enters EoS) supports nothing.
     low, high = bootstrap(numbers) if not np.isnan(numbers).any() else (math.nan, math.nan)
-    verdict["as_printed"] = judge((low, high), rule)
-    verdict["fragile"] = any(judge((low, high), rule, s) != verdict["as_printed"] for s in (0.8, 1.2))
+    verdict["as_printed"] = judge((low, high), rule, 1.0, outcomes)
+    verdict["fragile"] = _fragile((low, high), rule, outcomes)
     verdict["statistic"] = {
         "value": _or_none(float(numbers.mean())),
         "unit": rule.get("unit", "1"),
@@ -191,6 +235,51 @@ def evaluate(claim: dict[str, Any], root: pathlib.Path | None = None) -> dict[st
     if forks:
         verdict["statistic"]["forks"] = {name: _or_none(value) for name, value in forks.items()}
     return verdict
+
+
+def _fragile(ends: tuple[float, ...], rule: dict[str, Any], outcomes: Sequence[str]) -> bool:
+    """Whether the verdict changes when all thresholds move by 20 %."""
+    return len({judge(ends, rule, stretch, outcomes) for stretch in (0.8, 1.0, 1.2)}) > 1
+
+
+@lru_cache(maxsize=256)
+def _check(name: str, arguments: str) -> Tested:
+    return CHECKS[name](**json.loads(arguments))
+
+
+def check(rule: dict[str, Any], **others: Any) -> Tested:
+    """What the check of a rule finds, with ``others`` in place of some of its arguments; computed once a process."""
+    return _check(rule["statistic"], json.dumps({**rule.get("arguments", {}), **others}, sort_keys=True))
+
+
+def _tested(rule: dict[str, Any]) -> dict[str, Any]:
+    """Verdict, statistic and scope of a mathematical claim, as printed and corrected."""
+    if "reading" in rule:
+        found: dict[str, Any] = {"as_printed": rule["reading"], "scope": "the text of our copy"}
+    else:
+        tested, outcomes = check(rule), rule.get("outcomes", OUTCOMES)
+        found = {
+            "as_printed": judge((tested.value,), rule, 1.0, outcomes),
+            "fragile": _fragile((tested.value,), rule, outcomes),
+            "statistic": {
+                "value": _or_none(tested.value),
+                "unit": rule.get("unit", "1"),
+                "trials": tested.trials,
+                "tolerance": rule.get("tolerance", 1e-6),
+            },
+            "scope": tested.on,
+        }
+    if rule.get("corrected"):
+        part = rule["corrected"]
+        repaired = check(part)
+        found["corrected"] = judge((repaired.value,), part, 1.0, (OUTCOMES[0], "fails"))
+        found["corrected_statistic"] = {
+            "value": _or_none(repaired.value),
+            "unit": part.get("unit", "1"),
+            "trials": repaired.trials,
+            "tolerance": part.get("tolerance", 1e-6),
+        }
+    return found
 
 
 def _or_none(value: float) -> float | None:
@@ -225,7 +314,7 @@ def ledger(root: pathlib.Path | None = None) -> list[dict[str, Any]]:
                 **{k: v for k, v in verdict.items() if k != "rule_hash"},
                 **{k: claim[k] for k in CLAIM_FIELDS if k in claim and k != "amended"},
                 "amended": claim.get("amended") or [],
-                "experiments": rule["experiments"] if rule else [],
+                "experiments": rule.get("experiments", []) if rule else [],
                 "page": claim["notebook"],
             }
         )
@@ -260,14 +349,15 @@ def update(root: pathlib.Path | None = None) -> list[str]:
     return [name for name in new if new[name] != old.get(name)]
 
 
-def _close(a: Any, b: Any) -> bool:
-    """Equal, numbers up to rounding."""
+def _close(a: Any, b: Any, tolerance: float = 1e-6) -> bool:
+    """Equal, numbers up to rounding, or up to the ``tolerance`` that a check's rule allows."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_close(a[k], b[k]) for k in a)
+        tolerance = a.get("tolerance", tolerance)
+        return a.keys() == b.keys() and all(_close(a[k], b[k], tolerance) for k in a)
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(_close(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(_close(x, y, tolerance) for x, y in zip(a, b, strict=True))
     if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
+        return math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-9)
     return bool(a == b)
 
 

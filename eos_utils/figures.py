@@ -10,6 +10,7 @@ import base64
 import html
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -103,6 +104,83 @@ def shades(count: int) -> list[Any]:
     """Colours for λ1, λ2, ..., from strong to faint, in the current theme."""
     dark = matplotlib.rcParams["text.color"] == THEMES["dark"]["ink"]
     return list(matplotlib.colormaps["viridis"](np.linspace(*((0.98, 0.45) if dark else (0.0, 0.72)), count)))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a panel. ``kind``: 'line', 'dashed', 'dotted', 'points' (small dots) or 'marked' (dots on a line).
+
+    ``tone``: 0 strong to 1 faint among the shades of the page, None for the colour of what is context.
+    """
+
+    x: Any
+    y: Any
+    label: str = ""
+    kind: str = "line"
+    tone: float | None = 0.0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Axes with curves. ``log``: 'x', 'y', 'xy' or ''; ``level``: the dashed line of 2/η; ``marks``: vertical lines."""
+
+    curves: Sequence[Curve]
+    ylabel: str
+    xlabel: str = ""
+    title: str = ""
+    log: str = ""
+    level: float | None = None
+    level_label: str = "2/η"
+    marks: Sequence[float] = ()
+    ylim: tuple[float | None, float | None] | None = None
+    xlim: tuple[float | None, float | None] | None = None
+    legend: str = "best"
+    legend_columns: int = 1
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "line": {"linestyle": "-"},
+    "dashed": {"linestyle": (0, (4, 2)), "linewidth": 1.1},
+    "dotted": {"linestyle": (0, (1, 1.6)), "linewidth": 1.4},
+    "points": {"linestyle": "none", "marker": ".", "markersize": 3},
+    "marked": {"linestyle": "-", "marker": "o", "markersize": 3.5},
+}
+
+
+def panels(*shown: Panel, columns: int = 1, height: float = 2.5, sharex: bool = False) -> Figure:
+    """Panels in rows of ``columns``, each ``height`` inches tall: the figure of every page without one of its own."""
+    rows = -(-len(shown) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(5.6, height * rows + 0.2), sharex=sharex or False, squeeze=False
+    )
+    tones = shades(101)
+    for axis, panel in zip(axes.flat, shown, strict=False):
+        for curve in panel.curves:
+            colour = muted() if curve.tone is None else tones[round(100 * curve.tone)]
+            axis.plot(curve.x, curve.y, color=colour, label=curve.label or None, **KINDS[curve.kind])
+        if panel.level is not None:
+            edge(axis, panel.level, panel.level_label)
+        for step in panel.marks:
+            axis.axvline(step, color=muted(), linewidth=0.8, linestyle=":")
+        axis.set(ylabel=panel.ylabel, xlabel=panel.xlabel)
+        if panel.title:
+            axis.set_title(panel.title, fontsize=10)
+        for which in panel.log:
+            (axis.set_xscale if which == "x" else axis.set_yscale)("log")
+        for limit, set_limit in ((panel.ylim, axis.set_ylim), (panel.xlim, axis.set_xlim)):
+            if limit is not None:
+                set_limit(*limit)
+        if columns > 1:
+            axis.tick_params(labelsize=9)
+            if "x" not in panel.log:
+                axis.locator_params(axis="x", nbins=4)
+        if axis.get_legend_handles_labels()[0] and panel.legend != "none":
+            axis.legend(
+                loc=panel.legend, ncols=panel.legend_columns, handlelength=1.6, fontsize=9 if columns > 1 else 10
+            )
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    return figure
 
 
 def _mark_entry(axis: Axes, run: xr.Dataset) -> None:

@@ -26,6 +26,7 @@ TONES = {
     "holds on everything tested": "good",
     "not reproduced": "bad",
     "counterexample": "bad",
+    "fails": "bad",
     "pending": "pending",
 }
 
@@ -101,9 +102,76 @@ def verdicts(notebook: str, trajectory: xr.Dataset, canonical: str) -> Any:
             spread = [v for v in found.get("forks", {}).values() if v is not None]
             forks = f"{number(min(spread))} to {number(max(spread))}" if spread else "–"
         note = ", fragile" if verdict["fragile"] else ""
-        link = f'<a href="../book/claims.html#claim-{claim["id"]}">{html.escape(claim["statement"])}</a>'
+        link = (
+            f'<a href="../book/claims.html#claim-{claim["id"].replace(".", "-")}">{html.escape(claim["statement"])}</a>'
+        )
         rows.append(_cells("td", link, measured, forks, _badge(verdict["as_printed"], note)))
     return HTML(_scrollable("Verdicts of this page", rows))
+
+
+def checks(notebook: str, p: SimpleNamespace) -> Any:
+    """The claims of a theory page: verdicts, or what the checks find with other parameters, beside what is on record.
+
+    A parameter of the notebook that has the name of an argument of a rule stands for it.
+    """
+    from IPython.display import HTML
+
+    mine = [c for c in claims.claims() if c["notebook"] == notebook and c.get("rule")]
+    others = [
+        {k: v for k, v in vars(p).items() if k in arguments and arguments[k] != v}
+        for arguments in (c["rule"].get("arguments", {}) for c in mine)
+    ]
+    if any(others):
+        rows = [_cells("th", "Claim", "Measured here", "On record")]
+        for claim, changed in zip(mine, others, strict=True):
+            if "reading" in claim["rule"]:
+                continue
+            here, there = claims.check(claim["rule"], **changed), claims.check(claim["rule"])
+            what = html.escape(f"{claim['statement']} ({claim['rule'].get('unit', '1')})")
+            rows.append(_cells("td", what, number(here.value), number(there.value)))
+        return HTML("<p>Other settings than on record: no verdict.</p>" + _scrollable("Measured here", rows))
+    rows = [_cells("th", "Claim", "Tested", "Found", "As printed", "Corrected")]
+    for claim in mine:
+        verdict = claims.evaluate(claim)
+        found, repaired = verdict["statistic"], verdict.get("corrected_statistic")
+        tested = f"{found['trials']:,} cases: {verdict['scope']}" if found and "trials" in found else verdict["scope"]
+        shown = f"{number(found['value'])} {found['unit']}" if found else claim["rule"].get("why", "–")
+        corrected = "–"
+        if repaired:
+            corrected = f"{_badge(verdict['corrected'])} {number(repaired['value'])} {html.escape(repaired['unit'])}"
+        link = (
+            f'<a href="../book/claims.html#claim-{claim["id"].replace(".", "-")}">{html.escape(claim["statement"])}</a>'
+        )
+        badge = _badge(verdict["as_printed"], ", fragile" if verdict["fragile"] else "")
+        rows.append(_cells("td", link, html.escape(tested), html.escape(shown), badge, corrected))
+    return HTML(_scrollable("Verdicts of this page", rows))
+
+
+def computed(notebook: str, p: SimpleNamespace) -> Any:
+    """A block that says how a theory page was made, and the one command that makes it again."""
+    given = " ".join(f"-p {name} {value!s}" for name, value in vars(p).items() if name != "source")
+    facts = {
+        "Result": "computed on this page, in float64; nothing is recorded",
+        "Effective parameters": ", ".join(f"{k} = {v}" for k, v in vars(p).items()),
+        "This page": _executed(),
+    }
+    return _origin(facts, f"papermill notebooks/{notebook}.ipynb out.ipynb {given}")
+
+
+def _executed() -> str:
+    here = git_state()
+    dirty = ", with uncommitted changes" if here["dirty"] else ""
+    return f"executed at commit {here['commit']}{dirty}, with " + ", ".join(f"{k} {v}" for k, v in versions().items())
+
+
+def _origin(facts: dict[str, str], command: str) -> Any:
+    from IPython.display import HTML
+
+    listed = "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items())
+    return HTML(
+        f'<details class="eos-provenance"><summary>Where these numbers come from</summary><dl>{listed}'
+        f"<dt>Compute it again</dt><dd><code>{html.escape(command)}</code></dd></dl></details>"
+    )
 
 
 def entries(trajectory: xr.Dataset, k: int = 5) -> Any:
@@ -141,13 +209,10 @@ def _scrollable(label: str, rows: list[str]) -> str:
 
 def provenance(notebook: str, p: SimpleNamespace, trajectory: xr.Dataset) -> Any:
     """A block that says where the page's numbers come from, and the one command that makes them again."""
-    from IPython.display import HTML
-
     origin = json.loads(trajectory.attrs["provenance"])
     entry = Experiment.from_dict({k: v for k, v in json.loads(trajectory.attrs["experiment"]).items() if k != "schema"})
-    here = git_state()
     given = " ".join(f"-p {name} {value!s}" for name, value in vars(p).items() if name != "source" and value != "")
-    state, origin_state = (", with uncommitted changes" if x["dirty"] else "" for x in (here, origin))
+    origin_state = ", with uncommitted changes" if origin["dirty"] else ""
     facts = {
         "Result": f"{trajectory.attrs['source']} (experiment {trajectory.attrs['key']}), ended by: "
         f"{trajectory.attrs['status']} at step {trajectory.attrs['last_step']}",
@@ -160,15 +225,9 @@ def provenance(notebook: str, p: SimpleNamespace, trajectory: xr.Dataset) -> Any
         "Seed": str(entry.seed),
         "Cost": f"{origin['seconds'] / 60:.1f} min for {origin['steps']:,} steps, "
         f"{origin['evaluations']:,} evaluations, {origin['products']:,} Hessian-vector products",
-        "This page": f"executed at commit {here['commit']}{state}, with "
-        + ", ".join(f"{k} {v}" for k, v in versions().items()),
+        "This page": _executed(),
     }
-    listed = "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items())
-    command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p source live {given}"
-    return HTML(
-        f'<details class="eos-provenance"><summary>Where these numbers come from</summary><dl>{listed}'
-        f"<dt>Compute it again</dt><dd><code>{html.escape(command)}</code></dd></dl></details>"
-    )
+    return _origin(facts, f"papermill notebooks/{notebook}.ipynb out.ipynb -p source live {given}")
 
 
 def table(label: str, header: list[str], rows: list[list[str]]) -> Any:

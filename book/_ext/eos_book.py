@@ -142,6 +142,8 @@ def measured(statistic: dict | None) -> str:
         out += f" [{number(low)}, {number(high)}]"
     if statistic.get("unit") and statistic["unit"] != "1":
         out += f" {statistic['unit']}"
+    if statistic.get("trials"):
+        out += f", {statistic['trials']:,} cases"
     runs = statistic.get("runs")
     if runs:
         many = runs if isinstance(runs, int) else len(runs)
@@ -153,12 +155,17 @@ def rule_in_words(rule: dict | None) -> str:
     """What is measured (the first sentence of the statistic's docstring), what accepts, what rejects."""
     if not rule:
         return ""
-    statistic = STATISTICS.get(rule["statistic"])
+    if "reading" in rule:
+        return "a reading of the text; nothing is computed"
+    statistic = STATISTICS.get(rule["statistic"]) or ledgers.CHECKS.get(rule["statistic"])
     what = ((statistic and statistic.__doc__) or rule["statistic"]).strip().split("\n\n")[0]
     out = re.sub(r"``?([^`]*)``?", r"\1", " ".join(what.split())).rstrip(".")
     if rule.get("arguments"):
         out += f" ({listed(rule['arguments'])})"
-    out += f". Accepted if {rule['accept_if']}, rejected if {rule['reject_if']}, else inconclusive"
+    yes, no = rule.get("outcomes", ("Accepted", "rejected"))
+    out += f". {yes[0].upper()}{yes[1:]} if {rule['accept_if']}, {no} if {rule['reject_if']}, else inconclusive"
+    if "experiments" not in rule:
+        return f"{out}."
     runs = rule.get("min_runs", 5)
     return f"{out}; at least {runs} run" + ("s." if runs != 1 else ".")
 
@@ -255,6 +262,8 @@ class Claims(LedgerDirective):
             ("Place", claim["place"]),
             ("Rule", rule_in_words(claim.get("rule")) or "not set yet"),
             ("Measured", measured(claim.get("statistic"))),
+            ("Corrected", rule_in_words((claim.get("rule") or {}).get("corrected"))),
+            ("Measured, corrected", measured(claim.get("corrected_statistic"))),
             ("Scope", listed(claim.get("scope"))),
             ("Experiments", listed(claim.get("experiments"))),
             ("Fragile", "the verdict changes when a threshold moves by 20 %" if claim.get("fragile") else ""),
