@@ -75,7 +75,7 @@ def _expand(name: str, fields: dict[str, Any], where: str, known: dict[str, Entr
 
 def _plain(experiment: Experiment) -> dict[str, Any]:
     """The fields of a base run that its forks share: all but how it stops."""
-    skip = ("schema", "stop_accuracy", "stop_loss", "steps", "fork")
+    skip = ("schema", "stop_accuracy", "stop_loss", "steps", "fork", "project")
     return {k: v for k, v in experiment.canonical().items() if k not in skip}
 
 

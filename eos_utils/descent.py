@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eos_utils.curvature import Hessian
+from eos_utils.lanczos import EigenTracker
 from eos_utils.losses import accuracy
 from eos_utils.objective import Objective
 from eos_utils.observers import Observer
@@ -44,6 +46,46 @@ class Decay:
                 raise ValueError(f"decay {name}={value!r}: must be a whole number")
         if (self.at_step is None) == (self.entered is None):
             raise ValueError("a decay needs exactly one of at_step and entered")
+
+
+class Projection:
+    r"""From ``at_step`` on, gradient descent moves no more along one eigenvector of the Hessian.
+
+    :math:`\theta_{t+1} = \theta_t - \eta\,(I - vv^\top)\nabla L(\theta_t)`, where v is the ``eig``-th eigenvector at
+    ``at_step`` and, at every ``every``-th step from there on, the leading eigenvector that overlaps most with the v
+    before. An intervention: what the motion along v does shows in what happens without it.
+    """
+
+    def __init__(self, eig: int, at_step: int, every: int = 5) -> None:
+        for name, value, least in (("eig", eig, 1), ("at_step", at_step, 0), ("every", every, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"project {name}={value!r}: must be a whole number, at least {least}")
+        self.eig, self.at_step, self.every = eig, at_step, every
+        self.tracker: EigenTracker | None = None
+        self.v: Tensor | None = None
+
+    def __call__(self, step: int, objective: Objective, theta: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient without its component along v."""
+        if step < self.at_step:
+            return gradient
+        if self.v is None or (step - self.at_step) % self.every == 0:
+            self.tracker = self.tracker or EigenTracker(min(self.eig + 2, objective.P))
+            vectors = self.tracker.update(Hessian(objective, theta)).vectors
+            at = self.eig - 1 if self.v is None else int((vectors.T @ self.v).abs().argmax())
+            self.v = vectors[:, at].clone()
+        return gradient - (self.v @ gradient) * self.v
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        tracker = self.tracker and {"k": self.tracker.k, "state": self.tracker.state()}
+        return {"tracker": tracker, "v": self.v}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continues from :meth:`state`."""
+        if state["tracker"]:
+            self.tracker = EigenTracker(state["tracker"]["k"])
+            self.tracker.load_state(state["tracker"]["state"])
+        self.v = state["v"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +135,7 @@ def gradient_descent(
     stop: Stop,
     *,
     decay: Decay | None = None,
+    projection: Projection | None = None,
     observers: Sequence[Observer] = (),
     after_step: Callable[[Descent], None] | None = None,
 ) -> Descent:
@@ -136,6 +179,8 @@ def gradient_descent(
         elif descent.step >= stop.steps:
             descent.status = "steps"
         else:
+            if projection is not None:
+                gradient = projection(descent.step, objective, descent.theta, gradient)
             descent.theta = descent.theta - descent.eta * gradient
             descent.step += 1
         descent.seconds += time.perf_counter() - begun

@@ -182,6 +182,12 @@ def loss_falls_long(run: xr.Dataset, block: int = 100, horizon: int = HORIZON) -
     return float((np.diff(means) < 0).mean())
 
 
+def start_fact(run: xr.Dataset, name: str) -> float:
+    """A fact of the data or the initialisation, from :func:`eos_utils.observers.start_facts`."""
+    facts = json.loads(run.attrs.get("start", "{}"))
+    return float(facts.get(name, float("nan")))
+
+
 STATISTICS: dict[str, Statistic] = {
     f.__name__: f
     for f in (
@@ -198,6 +204,7 @@ STATISTICS: dict[str, Statistic] = {
         loss_rises_before,
         loss_rises_after,
         loss_falls_long,
+        start_fact,
     )
 }
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from eos_utils import data, models
-from eos_utils.descent import Decay
+from eos_utils.descent import Decay, Projection
 from eos_utils.losses import LOSSES
 from eos_utils.objective import Objective
 from eos_utils.observers import Eigenvalues, Snapshots
@@ -69,7 +69,9 @@ class Experiment:
 
     ``eta`` is kept as an exact fraction in text ('1/15' for 2/30). ``outputs`` follows from ``labels`` (10 for
     'onehot', else 1). ``decay``: {'factor': '1/4', 'at_step': t} or {'factor': '1/4', 'entered': j}. ``fork``:
-    {'of': key, 'at': snapshot label, 'size': relative size, 'seed': s} starts from a recorded snapshot, perturbed.
+    {'of': key, 'at': snapshot label, 'size': relative size, 'seed': s} starts from a recorded snapshot, perturbed; a
+    whole number for 'at' is a step of that run, to which it is replayed from the nearest snapshot before. ``project``:
+    {'eig': i, 'at_step': t, 'every': e} is a :class:`eos_utils.descent.Projection`.
     """
 
     dataset: str = "cifar10"
@@ -92,6 +94,7 @@ class Experiment:
     seed: int = 0
     dtype: str = "float32"
     fork: dict[str, Any] | None = None
+    project: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eta", str(rational(self.eta)))
@@ -127,6 +130,11 @@ class Experiment:
         data.check(self.n, self.labels, self.preprocessing, self.classes)
         if self.decay is not None:
             self.schedule()
+        if self.project is not None:
+            for field in self.project:
+                if field not in ("eig", "at_step", "every"):
+                    raise ValueError(f"project: {field!r} is unknown; it has eig, at_step, every")
+            self.projection()
 
     def _normalise(self, name: str, needed: tuple[str, ...], optional: tuple[str, ...], exact: str) -> None:
         """Checks the fields of ``decay`` or ``fork``, and writes its number in one way, so that keys agree."""
@@ -181,6 +189,10 @@ class Experiment:
         fields = dict(self.decay)
         return Decay(float(rational(fields.pop("factor"), "decay factor")), **fields)
 
+    def projection(self) -> Projection | None:
+        """The intervention, if there is one; fresh."""
+        return None if self.project is None else Projection(**{"eig": 1, "at_step": 0, **self.project})
+
     def dataset_loaded(self) -> data.Dataset:
         """Loads the data."""
         return data.load(
@@ -213,15 +225,20 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured along a run: top-k eigenvalues every ``stride`` steps, and snapshots of θ."""
+    """What is measured along a run: top-k eigenvalues every ``stride`` steps, and snapshots of θ.
+
+    ``since`` and ``overlaps``: see :class:`eos_utils.observers.Eigenvalues`.
+    """
 
     k: int = 6
     stride: int = 15
     pairs: bool = False
     tol: float = 1e-3
     snapshots: tuple[str | int, ...] = ()
+    since: int = 0
+    overlaps: bool = False
 
     def observers(self) -> tuple[Eigenvalues, Snapshots]:
         """Fresh observers."""
-        eigenvalues = Eigenvalues(self.k, self.stride, self.pairs, self.tol)
+        eigenvalues = Eigenvalues(self.k, self.stride, self.pairs, self.tol, since=self.since, overlaps=self.overlaps)
         return eigenvalues, Snapshots(tuple(self.snapshots), eigenvalues)

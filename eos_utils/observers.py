@@ -51,25 +51,41 @@ class Observer(Protocol):
 
 
 class Eigenvalues:
-    """The top-k Hessian eigenvalues every ``stride`` steps, with bounds; ``pairs`` measures at t and t + 1.
+    r"""The top-k Hessian eigenvalues every ``stride`` steps, with bounds; ``pairs`` measures at t and t + 1.
 
-    At the edge of stability the motion has period 2: an even stride sees every other state only and warns.
+    ``since``: nothing is measured before that step. ``overlaps``: also the inner products of the eigenvectors with
+    those of the measurement before, :math:`O_{ij} = \langle v_i(t), v_j(t')\rangle`, by which
+    :mod:`eos_utils.directions` follows them. At the edge of stability the motion has period 2: an even stride sees
+    every other state only and warns.
     """
 
     FIELDS = ("step", "eigenvalue", "upper", "residual", "checked", "products", "eta")
 
-    def __init__(self, k: int, stride: int, pairs: bool = False, tol: float = 1e-3, seed: int = 0) -> None:
+    def __init__(
+        self,
+        k: int,
+        stride: int,
+        pairs: bool = False,
+        tol: float = 1e-3,
+        seed: int = 0,
+        since: int = 0,
+        overlaps: bool = False,
+    ) -> None:
         if stride < 1:
             raise ValueError(f"stride={stride}: must be at least 1")
         if k < 1:
             raise ValueError(f"k={k}: the number of eigenvalues must be at least 1")
-        self.stride, self.pairs = stride, pairs
+        self.stride, self.pairs, self.since = stride, pairs, since
+        self.vectors: Tensor | None = None  # of the measurement before
+        self.overlaps: list[list[list[float]]] | None = [] if overlaps else None
         self.tracker = EigenTracker(k, tol=tol, seed=seed)
         self.rows: dict[str, list[Any]] = {name: [] for name in self.FIELDS}
         self._warned = False
 
     def due(self, step: int) -> bool:
         """At multiples of the stride, and one step later too when measuring in pairs."""
+        if step < self.since:
+            return False
         return step % self.stride == 0 or (self.pairs and step % self.stride == 1)
 
     def measure(self, step: int, eta: float, objective: Objective, theta: Tensor) -> None:
@@ -86,6 +102,10 @@ class Eigenvalues:
         )
         for name, value in zip(self.FIELDS, values, strict=True):
             self.rows[name].append(value)
+        if self.overlaps is not None:
+            before = found.vectors if self.vectors is None else self.vectors
+            self.overlaps.append((found.vectors.T @ before).tolist())
+            self.vectors = found.vectors
         if self.stride % 2 == 0 and not self.pairs and not self._warned and self.entered():
             self._warned = True
             warnings.warn(
@@ -106,13 +126,19 @@ class Eigenvalues:
         return float(self.rows["eigenvalue"][-1][0] * self.rows["eta"][-1] / 2)
 
     def state(self) -> dict[str, Any]:
-        """Rows and the tracker's state."""
-        return {"rows": self.rows, "tracker": self.tracker.state()}
+        """Rows, the tracker's state, and what following directions needs."""
+        return {
+            "rows": self.rows,
+            "tracker": self.tracker.state(),
+            "overlaps": self.overlaps,
+            "vectors": self.vectors,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues from :meth:`state`."""
         self.rows = state["rows"]
         self.tracker.load_state(state["tracker"])
+        self.overlaps, self.vectors = state["overlaps"], state["vectors"]
 
 
 class Snapshots:
@@ -158,3 +184,39 @@ class Snapshots:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues from :meth:`state`."""
         self.rows = state["rows"]
+
+
+def start_facts(objective: Objective, theta: Tensor) -> dict[str, float]:
+    r"""How far data and initialisation are from the assumptions of FG, section 2.
+
+    Of the inputs (the first 5,000): the largest and the median :math:`|\cos(x_k, x_l)|` over pairs, the norms. Of
+    the labels: the share of zeros, :math:`|\sum_+ y^2 - \sum_- y^2|/\sum y^2`, how many are positive and negative. Of
+    the first layer: the largest share, over hidden units, of the positive (negative) examples on which a unit is
+    active. What needs one label of :math:`\pm1` an example is 0, or nan, with several outputs.
+    """
+    x, y = objective.x.flatten(1), objective.y
+    norms = x.norm(dim=1)
+    unit = (x / norms.clamp(min=1e-30)[:, None])[:5000]
+    cosines = (unit @ unit.T).abs().fill_diagonal_(-1)
+    of_pairs = cosines[cosines >= 0] if len(unit) > 1 else cosines.new_zeros(1)
+    positive, negative = (y**2)[y > 0].sum(), (y**2)[y < 0].sum()
+    facts = {
+        "cosine_largest": float(of_pairs.max()),
+        "cosine_median": float(of_pairs.median()),
+        "norm_smallest": float(norms.min()),
+        "norm_largest": float(norms.max()),
+        "labels_zero": float((y == 0).float().mean()),
+        "labels_imbalance": float((positive - negative).abs() / (y**2).sum()),
+        "positives": 0.0,
+        "negatives": 0.0,
+        "active_positive_largest": float("nan"),
+        "active_negative_largest": float("nan"),
+    }
+    if y.shape[1] == 1 and objective.layers is not None:
+        first = objective.layers[0]
+        pre = x @ theta[first.weight].view(first.fan_out, first.fan_in).T
+        on = (pre + (0 if first.bias is None else theta[first.bias]) > 0).float()
+        for name, mask in (("positive", y[:, 0] > 0), ("negative", y[:, 0] < 0)):
+            facts[f"{name}s"] = float(mask.sum())
+            facts[f"active_{name}_largest"] = float(on[mask].mean(dim=0).max()) if mask.any() else float("nan")
+    return facts

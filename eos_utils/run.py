@@ -5,17 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import json
-import os
 import pathlib
 import platform
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,10 +18,12 @@ import torch
 
 import eos_utils
 from eos_utils import data, store
+from eos_utils.checkpoint import interrupts_held, partial_path, save_checkpoint
 from eos_utils.descent import Descent, DivergedError, Stop, gradient_descent
-from eos_utils.experiment import Experiment, Measure, rational
+from eos_utils.experiment import Experiment, Measure
+from eos_utils.forks import start_of
 from eos_utils.objective import Objective
-from eos_utils.observers import Eigenvalues, Observer, Snapshots
+from eos_utils.observers import Eigenvalues, Observer, Snapshots, start_facts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -122,6 +119,12 @@ def trajectory(experiment: Experiment, descent: Descent, eigenvalues: Eigenvalue
             for name, block in bounds.items()
         },
     }
+    if eigenvalues.overlaps is not None:
+        variables["overlap"] = (
+            ("measured", "eig", "eig_before"),
+            np.array(eigenvalues.overlaps, dtype=np.float32).reshape(-1, k, k),
+            {"long_name": "inner products of the eigenvectors with those of the measurement before"},
+        )
     if snapshots.rows["step"]:
         variables["theta"] = (
             ("snapshot", "parameter"),
@@ -202,64 +205,6 @@ def estimate(objective: Objective, theta: torch.Tensor, steps: int, measure: Mea
     return steps * (per_step + share * (per_step + 5 * measure.k * per_product))
 
 
-def start_of(experiment: Experiment, objective: Objective, records: store.Store) -> tuple[torch.Tensor, int]:
-    """θ and the step to begin at."""
-    if experiment.fork is None:
-        return objective.initial(), 0
-    fork = experiment.fork
-    base = records.load(fork["of"])
-    labels = [str(s) for s in base["snapshot"].values] if "snapshot" in base.coords else []
-    if fork["at"] not in labels:
-        raise store.StoreError(f"the run {fork['of']} has no snapshot {fork['at']!r} to fork from; it has {labels}")
-    i = labels.index(fork["at"])
-    theta = torch.from_numpy(np.array(base["theta"].values[i])).to(objective.device, objective.dtype)
-    noise = torch.randn(len(theta), generator=torch.Generator().manual_seed(int(fork["seed"]))).to(theta)
-    if fork["size"] == "0":
-        return theta, int(base["snapshot_step"].values[i])
-    size = float(rational(fork["size"], "fork size"))
-    return theta + size * theta.norm() / noise.norm() * noise, int(base["snapshot_step"].values[i])
-
-
-def partial_path(experiment: Experiment, measure: Measure) -> pathlib.Path:
-    """Where an unfinished run keeps its checkpoint."""
-    what = hashlib.sha256(repr(measure).encode()).hexdigest()[:8]
-    return data.cache_folder() / "partial" / f"{experiment.key}-{what}.pt"
-
-
-def _save_checkpoint(path: pathlib.Path, state: dict[str, Any]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # A full disk must not end a run that can go on without a checkpoint.
-        print(f"no checkpoint could be written to {path}: {error}", file=sys.stderr)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[list[int]]:
-    """Ctrl-C fills the list instead of tearing a step apart; a second Ctrl-C interrupts at once."""
-    seen: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield seen
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def compute(
     experiment: Experiment,
     measure: Measure | None = None,
@@ -286,7 +231,9 @@ def compute(
     eigenvalues, snapshots = measure.observers()
     observers: dict[str, Observer] = {"eigenvalues": eigenvalues, "snapshots": snapshots}
     path = partial_path(experiment, measure)
+    projection = experiment.projection()
     theta, first = start_of(experiment, objective, records or store.Store())
+    begins_with = start_facts(objective, theta)
     descent = Descent(theta, experiment.step_size, first, first)
     stamp = {"code": store.fingerprints(), "data": loaded.sha256}
     if path.is_file():
@@ -297,6 +244,8 @@ def compute(
             descent = Descent.from_state(saved["descent"])
             for name, observer in observers.items():
                 observer.load_state(saved[name])
+            if projection is not None:
+                projection.load_state(saved["projection"])
             if progress:
                 print(f"resuming at step {descent.step}", file=sys.stderr)
     if progress:
@@ -311,7 +260,9 @@ def compute(
 
     def keep() -> None:
         states = {name: observer.state() for name, observer in observers.items()}
-        _save_checkpoint(path, {"descent": descent.state(), "stamp": stamp, **states})
+        if projection is not None:
+            states["projection"] = projection.state()
+        save_checkpoint(path, {"descent": descent.state(), "stamp": stamp, **states})
 
     def after_step(now: Descent) -> None:
         nonlocal last
@@ -326,12 +277,13 @@ def compute(
 
     stop = Stop(first + experiment.steps, experiment.stop_accuracy, experiment.stop_loss)
     try:
-        with _interrupts_held() as interrupted:
+        with interrupts_held() as interrupted:
             gradient_descent(
                 objective,
                 descent,
                 stop,
                 decay=experiment.schedule(),
+                projection=projection,
                 observers=tuple(observers.values()),
                 after_step=after_step,
             )
@@ -358,6 +310,7 @@ def compute(
     }
     result = trajectory(experiment, descent, eigenvalues, snapshots)
     result.attrs["provenance"] = json.dumps(provenance)
+    result.attrs["start"] = json.dumps(begins_with)
     if descent.status != "running":  # a finished run is kept until its result is stored: see forget
         keep()
     return result, provenance
@@ -417,4 +370,6 @@ def _covers(found: xr.Dataset, measure: Measure) -> bool:
         there["k"] >= measure.k
         and (there["stride"], there["pairs"], there["tol"]) == (measure.stride, measure.pairs, measure.tol)
         and set(measure.snapshots) <= set(there["snapshots"])
+        and there.get("since", 0) <= measure.since
+        and (there.get("overlaps", False) or not measure.overlaps)
     )

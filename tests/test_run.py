@@ -15,9 +15,10 @@ import torch
 import xarray as xr
 
 from eos_utils import data, run, store
+from eos_utils.checkpoint import partial_path
 from eos_utils.descent import DivergedError
 from eos_utils.experiment import Experiment, Measure
-from eos_utils.run import compute, partial_path, pick_device
+from eos_utils.run import compute, pick_device
 from eos_utils.store import Store, StoreError
 
 DECAYING = {

@@ -1,0 +1,59 @@
+"""What an unfinished run keeps, so that it loses nothing: checkpoints, and Ctrl-C held until a step is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from eos_utils import data
+from eos_utils.experiment import Experiment, Measure
+
+
+def partial_path(experiment: Experiment, measure: Measure) -> pathlib.Path:
+    """Where an unfinished run keeps its checkpoint."""
+    what = hashlib.sha256(repr(measure).encode()).hexdigest()[:8]
+    return data.cache_folder() / "partial" / f"{experiment.key}-{what}.pt"
+
+
+def save_checkpoint(path: pathlib.Path, state: Any) -> None:
+    """Writes plain values and tensors atomically; says so where the disk is full, and goes on."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # A full disk must not end a run that can go on without a checkpoint.
+        print(f"no checkpoint could be written to {path}: {error}", file=sys.stderr)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[list[int]]:
+    """Ctrl-C fills the list instead of tearing a step apart; a second Ctrl-C interrupts at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
