@@ -52,7 +52,11 @@ def _expand(name: str, fields: dict[str, Any], where: str, known: dict[str, Entr
         experiment = dict(fields.get("experiment", {}))
         if "fork" in experiment:
             fork = dict(experiment["fork"])
-            base = known.get(str(fork.get("of")))
+            named = dict(zip(axes, values, strict=True))
+            fork["of"] = str(fork.get("of")).format(**named)
+            if isinstance(fork.get("at"), dict):  # a step for each seed
+                fork["at"] = fork["at"].get(chosen.get("seed"))
+            base = known.get(fork["of"])
             if base is None:
                 raise ValueError(f"{where}: {name} forks from {fork.get('of')!r}, which is not listed before it")
             fork["seed"] = chosen.pop("fork_seed", fork.get("seed", 0))

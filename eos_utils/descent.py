@@ -31,16 +31,20 @@ class DivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Decay:
-    """η → factor·η once, at step ``at_step``, or when the ``entered``-th eigenvalue has entered EoS."""
+    """η → factor·η once, at step ``at_step``, or when the ``entered``-th eigenvalue has entered EoS.
+
+    ``then``: the run ends so many steps after that.
+    """
 
     factor: float
     at_step: int | None = None
     entered: int | None = None
+    then: int | None = None
 
     def __post_init__(self) -> None:
         if not self.factor > 0:
             raise ValueError(f"decay factor={self.factor}: must be positive")
-        for name in ("at_step", "entered"):
+        for name in ("at_step", "entered", "then"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 raise ValueError(f"decay {name}={value!r}: must be a whole number")
@@ -129,6 +133,13 @@ class Descent:
         return cls(**state)
 
 
+def _over(decay: Decay | None, descent: Descent) -> bool:
+    """Whether a run has gone on for as long after its decay as it should."""
+    if decay is None or decay.then is None or descent.decayed_at is None:
+        return False
+    return descent.step >= descent.decayed_at + decay.then
+
+
 def gradient_descent(
     objective: Objective,
     descent: Descent,
@@ -176,7 +187,7 @@ def gradient_descent(
             descent.status = "accuracy"
         elif stop.loss is not None and loss <= stop.loss:
             descent.status = "loss"
-        elif descent.step >= stop.steps:
+        elif descent.step >= stop.steps or _over(decay, descent):
             descent.status = "steps"
         else:
             if projection is not None:

@@ -120,7 +120,7 @@ def gap_closed(run: xr.Dataset, eig: int = 5, horizon: int = HORIZON) -> float:
     return float(((begin - end)[open_] / begin[open_]).min()) if open_.any() else float("nan")
 
 
-def _roughness(values: np.ndarray) -> np.ndarray:
+def roughness(values: np.ndarray) -> np.ndarray:
     """Median |second difference|: blind to a smooth trend, sensitive to oscillation of any short period."""
     return np.median(np.abs(np.diff(values, n=2, axis=0)), axis=0)
 
@@ -135,7 +135,7 @@ def roughness_ratio(run: xr.Dataset, eig: int = 5, before: int = 60, horizon: in
     if at is None or after is None or at - HALF < 3:
         return float("nan")
     early = values[max(0, at - HALF - before) : at - HALF, 1:eig]
-    return float((_roughness(after[:, 1:eig]) / np.maximum(_roughness(early), 1e-9)).min())
+    return float((roughness(after[:, 1:eig]) / np.maximum(roughness(early), 1e-9)).min())
 
 
 def _losses_around_entry(run: xr.Dataset, horizon: int) -> tuple[np.ndarray, np.ndarray] | None:

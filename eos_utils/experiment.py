@@ -68,8 +68,8 @@ class Experiment:
     """Everything that can change the dynamics of a run.
 
     ``eta`` is kept as an exact fraction in text ('1/15' for 2/30). ``outputs`` follows from ``labels`` (10 for
-    'onehot', else 1). ``decay``: {'factor': '1/4', 'at_step': t} or {'factor': '1/4', 'entered': j}. ``fork``:
-    {'of': key, 'at': snapshot label, 'size': relative size, 'seed': s} starts from a recorded snapshot, perturbed; a
+    'onehot', else 1). ``decay``: {'factor': '1/4', 'at_step': t} or {'factor': '1/4', 'entered': j, 'then': steps}.
+    ``fork``: {'of': key, 'at': snapshot label, 'size': relative size, 'seed': s} starts from a recorded snapshot, perturbed; a
     whole number for 'at' is a step of that run, to which it is replayed from the nearest snapshot before. ``project``:
     {'eig': i, 'at_step': t, 'every': e} is a :class:`eos_utils.descent.Projection`.
     """
@@ -125,7 +125,7 @@ class Experiment:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool | str) or not 0 < value <= most):
                 raise ValueError(f"{name}={value!r}: must be a number above 0" + (" and at most 1" * (most == 1)))
-        self._normalise("decay", ("factor",), ("at_step", "entered"), "factor")
+        self._normalise("decay", ("factor",), ("at_step", "entered", "then"), "factor")
         self._normalise("fork", ("of", "at", "size", "seed"), (), "size")
         data.check(self.n, self.labels, self.preprocessing, self.classes)
         if self.decay is not None:
