@@ -69,9 +69,9 @@ class Experiment:
 
     ``eta`` is kept as an exact fraction in text ('1/15' for 2/30). ``outputs`` follows from ``labels`` (10 for
     'onehot', else 1). ``decay``: {'factor': '1/4', 'at_step': t} or {'factor': '1/4', 'entered': j, 'then': steps}.
-    ``fork``: {'of': key, 'at': snapshot label, 'size': relative size, 'seed': s} starts from a recorded snapshot, perturbed; a
-    whole number for 'at' is a step of that run, to which it is replayed from the nearest snapshot before. ``project``:
-    {'eig': i, 'at_step': t, 'every': e} is a :class:`eos_utils.descent.Projection`.
+    ``fork``: {'of': key, 'at': snapshot label, 'size': relative size, 'seed': s} starts from a recorded snapshot,
+    perturbed; a whole number for 'at' is a step of that run, to which it is replayed from the nearest snapshot before.
+    ``project``: {'eig': i, 'at_step': t, 'every': e} is a :class:`eos_utils.descent.Projection`.
     """
 
     dataset: str = "cifar10"
