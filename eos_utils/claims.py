@@ -24,20 +24,29 @@ from typing import Any
 import numpy as np
 import yaml
 
-from eos_utils import fg_edge, fg_lemmas, fg_phase1, fg_theorem
+from eos_utils import decay_stats, directions, eos_stats, fg_edge, fg_lemmas, fg_phase1, fg_theorem
 from eos_utils.catalogue import Entry, catalogue
-from eos_utils.eos_stats import STATISTICS, bootstrap
+from eos_utils.eos_stats import bootstrap
 from eos_utils.experiment import as_two_over, rational
 from eos_utils.fg_theory import Tested
 from eos_utils.store import Store, StoreError
 from eos_utils.store import root as default_root
 
 CLAIM_FIELDS = ("id", "item", "paper", "place", "kind", "statement", "notebook", "rule", "amended")
-RULE_FIELDS = ("statistic", "arguments", "unit", "accept_if", "reject_if", "experiments", "min_runs", "forks", "why")
+RULE_FIELDS = (
+    "statistic", "arguments", "unit", "accept_if", "reject_if", "experiments", "by", "min_runs", "forks", "why",
+)  # fmt: skip
 # ... of a mathematical claim: what acceptance and rejection mean, drift allowed in the number, a repaired statement.
 CHECK_FIELDS = ("statistic", "arguments", "unit", "accept_if", "reject_if", "outcomes", "tolerance", "corrected", "why")
 READINGS = ("not decidable as printed", "vacuous", "hypotheses not met", "counterexample")
 OUTCOMES = ("holds on everything tested", "counterexample")
+# Statistics of one run, and of the runs of one seed beside those of all other seeds (a rule's ``by: seed``).
+STATISTICS: dict[str, Callable[..., float]] = {
+    **eos_stats.STATISTICS,
+    **decay_stats.STATISTICS,
+    **directions.STATISTICS,
+}
+GROUPED: dict[str, Callable[..., float]] = {**decay_stats.GROUPED, **directions.GROUPED}
 # The checks of mathematical claims, by name.
 CHECKS: dict[str, Callable[..., Tested]] = {
     **fg_lemmas.CHECKS,
@@ -83,7 +92,9 @@ def claims(root: pathlib.Path | None = None) -> list[dict[str, Any]]:
             if rule and live:
                 _checked(where, rule)
             elif rule:
-                if rule["statistic"] not in STATISTICS:
+                if rule.get("by") not in (None, "seed"):
+                    raise ClaimError(f"{where}: by is {rule['by']!r}; runs are grouped by seed or not at all")
+                if rule["statistic"] not in (GROUPED if rule.get("by") else STATISTICS):
                     raise ClaimError(f"{where}: no statistic {rule['statistic']!r}")
                 missing = [n for n in [*rule["experiments"], *rule.get("forks", [])] if n not in runs]
                 if missing:
@@ -190,9 +201,9 @@ def _load(folder: str, key: str, manifest: str) -> Any:
 
 
 def measure(names: list[str], rule: dict[str, Any], root: pathlib.Path) -> dict[str, float]:
-    """The statistic of every run that has a usable record, by name."""
+    """The statistic of every run (or of every seed) that has a usable record, by name."""
     store, runs = Store(root / "results"), catalogue(root / "experiments")
-    values = {}
+    loaded = {}
     for name in names:
         key = runs[name].experiment.key
         status = store.status(key)
@@ -200,9 +211,23 @@ def measure(names: list[str], rule: dict[str, Any], root: pathlib.Path) -> dict[
             continue
         if status.state == "stale":
             raise StoreError(f"{name} is stale ({status.why}); `eos record {name}` computes it again")
-        run = _load(str(store.folder), key, store.manifest(key)["sha256"])
-        values[name] = STATISTICS[rule["statistic"]](run, **rule.get("arguments", {}))
-    return values
+        loaded[name] = _load(str(store.folder), key, store.manifest(key)["sha256"])
+    arguments = rule.get("arguments", {})
+    if not rule.get("by"):
+        return {name: STATISTICS[rule["statistic"]](run, **arguments) for name, run in loaded.items()}
+    # Only seeds of which every run is there; the order of a seed's runs is that of the rule.
+    of_seed: dict[int, list[str]] = {}
+    for name in names:
+        of_seed.setdefault(runs[name].experiment.seed, []).append(name)
+    whole = {seed: group for seed, group in of_seed.items() if all(name in loaded for name in group)}
+    return {
+        f"seed {seed}": GROUPED[rule["statistic"]](
+            [loaded[name] for name in group],
+            [loaded[name] for other, theirs in whole.items() if other != seed for name in theirs],
+            **arguments,
+        )
+        for seed, group in whole.items()
+    }
 
 
 def evaluate(claim: dict[str, Any], root: pathlib.Path | None = None) -> dict[str, Any]:

@@ -94,18 +94,20 @@ def rate_ratio(mine: list[xr.Dataset], others: list[xr.Dataset]) -> float:
     return float(max(rates) / min(rates)) if min(rates) > 0 else float("nan")
 
 
-def _residual(design: np.ndarray, values: np.ndarray) -> float:
-    return float(((values - design @ np.linalg.lstsq(design, values, rcond=None)[0]) ** 2).sum())
+def _fitted(design: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return design @ np.linalg.lstsq(design, values, rcond=None)[0]
 
 
-def model_fits(steps: np.ndarray, values: np.ndarray) -> dict[str, float]:
-    r"""Residual sums of squares of :math:`a + bt`, :math:`a + b\ln(1 + t/c)`, :math:`a - be^{-t/c}`; c from a grid."""
+def model_fits(steps: np.ndarray, values: np.ndarray) -> dict[str, np.ndarray]:
+    r"""Least-squares fits of :math:`a + bt`, :math:`a + b\ln(1 + t/c)` and :math:`a - be^{-t/c}`, c from a grid."""
     one, grid = np.ones_like(steps), np.geomspace(steps[-1] / 200, steps[-1] * 20, 80)
-    return {
-        "line": _residual(np.column_stack([one, steps]), values),
-        "logarithm": min(_residual(np.column_stack([one, np.log1p(steps / c)]), values) for c in grid),
-        "approach": min(_residual(np.column_stack([one, np.exp(-steps / c)]), values) for c in grid),
+    shapes = {
+        "line": [steps],
+        "logarithm": [np.log1p(steps / c) for c in grid],
+        "approach": [np.exp(-steps / c) for c in grid],
     }
+    fits = {name: [_fitted(np.column_stack([one, s]), values) for s in shape] for name, shape in shapes.items()}
+    return {name: min(found, key=lambda fit: float(((fit - values) ** 2).sum())) for name, found in fits.items()}
 
 
 def logarithm_advantage(run: xr.Dataset) -> float:
@@ -116,8 +118,8 @@ def logarithm_advantage(run: xr.Dataset) -> float:
     steps, values = (x[SETTLE:] for x in after_decay(run))
     if len(steps) < 10:
         return float("nan")
-    fits = model_fits(steps, values)
-    return min(fits["line"], fits["approach"]) / fits["logarithm"]
+    rest = {name: float(((fit - values) ** 2).sum()) for name, fit in model_fits(steps, values).items()}
+    return min(rest["line"], rest["approach"]) / rest["logarithm"]
 
 
 def shape_diversity(run: xr.Dataset, eig: int = 5, block: int = 5) -> float:
@@ -178,3 +180,23 @@ def distance_at_end(run: xr.Dataset, eig: int = 15) -> float:
     if run.attrs["status"] != "accuracy" or run.sizes["eig"] < eig:
         return float("nan")
     return float(np.abs(np.median(scaled(run)[-ENTRY_WINDOW:, :eig], axis=0) - 1).max())
+
+
+STATISTICS = {
+    f.__name__: f
+    for f in (
+        sharpness_reversals,
+        loss_reversals,
+        loss_rises_decayed,
+        rises_after_decay,
+        growth_after_decay,
+        rate_change,
+        logarithm_advantage,
+        shape_diversity,
+        destabilised_share,
+        entered_share,
+        first_is_first,
+        distance_at_end,
+    )
+}
+GROUPED = {f.__name__: f for f in (rate_ratio,)}

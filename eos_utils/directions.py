@@ -60,19 +60,22 @@ def follow(run: xr.Dataset, count: int = 5, begin: float | None = None, leading:
     return Followed(steps[start:], np.array(curvature), np.array(kept))
 
 
-def rate_spread(run: xr.Dataset, count: int = 5, window: int = 40) -> float:
-    """How far apart the rates are at which followed curvatures grow before λ1 enters: (largest - least) / mean.
+def growth_rates_before(run: xr.Dataset, count: int = 5, window: int = 40) -> np.ndarray:
+    """Slopes of followed curvatures, a measurement, over the ``window`` measurements that end before λ1's entry.
 
-    Rates are least-squares slopes over the ``window`` measurements that end half a window of entry before it.
+    They end half a window of entry before it. nan where there are fewer.
     """
     enters = entry_step(run)
-    if np.isnan(enters):
-        return float("nan")
-    end = int(np.searchsorted(run["measured"].values, enters)) - HALF
+    end = -1 if np.isnan(enters) else int(np.searchsorted(run["measured"].values, enters)) - HALF
     if end - window < 0:
-        return float("nan")
+        return np.full(count, np.nan)
     found = follow(run, count, run["measured"].values[end - window])
-    rates = np.polyfit(np.arange(window), found.curvature[:window], 1)[0]
+    return np.polyfit(np.arange(window), found.curvature[:window], 1)[0]
+
+
+def rate_spread(run: xr.Dataset, count: int = 5, window: int = 40) -> float:
+    """How far apart the rates are at which followed curvatures grow before λ1 enters: (largest - least) / mean."""
+    rates = growth_rates_before(run, count, window)
     return float((rates.max() - rates.min()) / rates.mean())
 
 
@@ -114,7 +117,7 @@ def _others(run: xr.Dataset, begin: int) -> np.ndarray:
     """Scaled eigenvalues from step ``begin`` on without that of the first direction there, which is followed."""
     from_begin = run["measured"].values >= begin
     values, frame = scaled(run)[from_begin], np.eye(run.sizes["eig"], 1)
-    kept = []
+    kept: list[np.ndarray] = []
     for row, overlap in zip(values, run["overlap"].values[from_begin], strict=True):
         if kept:
             moved = overlap @ frame
@@ -123,26 +126,32 @@ def _others(run: xr.Dataset, begin: int) -> np.ndarray:
     return np.array(kept)
 
 
+def entries_beside_first(run: xr.Dataset, held: xr.Dataset, eigs: int = 2) -> np.ndarray:
+    """Steps at which the first ``eigs`` eigenvalues beside the first direction enter, from where ``held`` begins on.
+
+    Over the time that both runs cover; nan for never.
+    """
+    begin = int(held["measured"].values[0])
+    steps = run["measured"].values
+    steps = steps[(steps >= begin) & (steps <= held["measured"].values[-1])]
+    values = _others(run, begin)[: len(steps)]
+    entries = [entry_index(values[:, i]) for i in range(eigs)]
+    return np.array([np.nan if at is None else float(steps[at]) for at in entries])
+
+
 def entry_shift(mine: list[xr.Dataset], others: list[xr.Dataset], eigs: int = 2, yardstick: float = 300.0) -> float:
     """By how much the other eigenvalues enter later without the motion along v1, in units of the spread of forks.
 
     ``mine``: the base run and its projected continuation. The mean over the first ``eigs`` eigenvalues beside the
     direction that is held, of the step of entry in the projected run less that in its base; an eigenvalue that does not
-    enter there counts as entering at the end. ``yardstick``: steps by which forks of one run differ in these entries.
+    enter counts as entering at the end. ``yardstick``: steps by which forks of one run differ in these entries.
     """
-    base, projected = mine
-    begin = int(projected["measured"].values[0])
-    shifts = []
-    for name, run in (("base", base), ("projected", projected)):
-        last = min(int(base["measured"].values[-1]), int(projected["measured"].values[-1]))
-        steps = run["measured"].values
-        steps = steps[(steps >= begin) & (steps <= last)]
-        values = _others(run, begin)[: len(steps)]
-        entries = [entry_index(values[:, i]) for i in range(eigs)]
-        shifts.append([float(steps[-1] if at is None else steps[at]) for at in entries])
-        if name == "base" and all(at is None for at in entries):
-            return float("nan")
-    return float(np.mean(np.array(shifts[1]) - np.array(shifts[0])) / yardstick)
+    base, held = mine
+    last = float(min(base["measured"].values[-1], held["measured"].values[-1]))
+    with_it, without = (entries_beside_first(run, held, eigs) for run in (base, held))
+    if np.isnan(with_it).all():
+        return float("nan")
+    return float((np.nan_to_num(without, nan=last) - np.nan_to_num(with_it, nan=last)).mean() / yardstick)
 
 
 def roughness_without(mine: list[xr.Dataset], others: list[xr.Dataset], first: int = 2, last: int = 5) -> float:
@@ -164,3 +173,8 @@ def roughness_without(mine: list[xr.Dataset], others: list[xr.Dataset], first: i
             return float("nan")
         rough.append(np.maximum(roughness(window), 1e-9))
     return float(np.exp(np.log(rough[1] / rough[0]).mean()))
+
+
+STATISTICS = {f.__name__: f for f in (rate_spread,)}
+# Of the runs of one seed, and all others: see eos_utils.claims.
+GROUPED = {f.__name__: f for f in (dependence_excess, entry_shift, roughness_without)}

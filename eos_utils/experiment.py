@@ -63,6 +63,15 @@ def as_two_over(eta: Fraction) -> str:
     return f"2/{over}" if over.denominator == 1 else str(eta)
 
 
+def subscript(i: int) -> str:
+    """The number as an index.
+
+    >>> subscript(12)
+    '₁₂'
+    """
+    return str(i).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
 @dataclass(frozen=True)
 class Experiment:
     """Everything that can change the dynamics of a run.

@@ -21,7 +21,7 @@ from cycler import cycler
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from eos_utils.eos_stats import HALF, entry_step
-from eos_utils.experiment import Experiment, as_two_over, rational
+from eos_utils.experiment import Experiment, as_two_over, rational, subscript
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -215,8 +215,9 @@ def sharpness_and_loss(run: xr.Dataset, k: int = 5, overlay: xr.Dataset | None =
         low, high = run["eigenvalue"].values[:, i], run["upper"].values[:, i]
         finite = np.isfinite(high)
         above.fill_between(step[finite], low[finite], high[finite], color=colour, alpha=0.25, linewidth=0)
+        named = k <= 6 or i == 0 or (i + 1) % 5 == 0
         above.plot(
-            step, low, color=colour, linewidth=1.5 if i == 0 else 1.0, label=f"λ{'₁₂₃₄₅₆₇₈₉'[i]}" if i < 9 else None
+            step, low, color=colour, linewidth=1.5 if i == 0 else 1.0, label=f"λ{subscript(i + 1)}" if named else None
         )
     edge(above, threshold)
     _mark_entry(above, run)
@@ -255,7 +256,9 @@ def edge_closeup(run: xr.Dataset, k: int = 5, measurements: int = 120) -> Figure
     return figure
 
 
-def seeds(runs: Sequence[xr.Dataset], forks: Sequence[xr.Dataset] = ()) -> Figure:
+def seeds(
+    runs: Sequence[xr.Dataset], forks: Sequence[xr.Dataset] = (), before: float = 2000, after: float = 1000
+) -> Figure:
     """λ1·η/2 of several runs from their own entry on (left of 0: before), forks faintly behind."""
     figure, axis = plt.subplots(figsize=(5.6, 3.2))
     for fork in forks:
@@ -269,7 +272,7 @@ def seeds(runs: Sequence[xr.Dataset], forks: Sequence[xr.Dataset] = ()) -> Figur
         values = run["eigenvalue"][:, 0] * run["eta"].values[0] / 2
         axis.plot(run["measured"] - enters, values, color=colour, linewidth=1.0, label=f"seed {seed}")
     edge(axis, 1.0)
-    axis.set(xlabel="steps since λ₁ entered", ylabel="λ₁ · η/2", xlim=(-2000, 1000))
+    axis.set(xlabel="steps since λ₁ entered", ylabel="λ₁ · η/2", xlim=(-before, after))
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="lower right", ncols=2)
     return figure
@@ -318,7 +321,7 @@ def outside_of_axes(plane: Outside) -> Figure:
     """Norm of each eigenvector outside of the leading input directions, against their number."""
     figure, axis = plt.subplots(figsize=(5.6, 3.2))
     for i, (part, colour) in enumerate(zip(plane.part, shades(max(2, len(plane.part))), strict=False)):
-        axis.loglog(plane.axes, part, ".-", color=colour, label=f"v{'₁₂₃₄₅₆₇₈₉'[i]}" if i < 9 else None)
+        axis.loglog(plane.axes, part, ".-", color=colour, label=f"v{subscript(i + 1)}")
     if 128 in plane.axes:
         axis.axvline(128, color=muted(), linewidth=0.8, linestyle=":")
     axis.set(xlabel="principal directions of the inputs, r", ylabel="part outside of their span")

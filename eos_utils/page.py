@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import itertools
 import json
 import math
+import shlex
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from eos_utils import catalogue, claims, store
-from eos_utils.eos_stats import STATISTICS, entry_step
-from eos_utils.experiment import Experiment, Measure, as_two_over, rational
+from eos_utils.eos_stats import entry_step, scaled
+from eos_utils.experiment import Experiment, Measure, as_two_over, rational, subscript
 from eos_utils.run import git_state, run, versions
 
 if TYPE_CHECKING:
@@ -44,10 +46,60 @@ def trajectory(p: SimpleNamespace) -> xr.Dataset:
     return run(experiment(p), Measure(k=p.k, stride=p.stride), source=p.source, device=p.device)
 
 
+def decayed(p: SimpleNamespace, name: str) -> xr.Dataset:
+    """A run with a decay of the step size: the catalogue's ``name`` if it is what ``p`` describes, else computed.
+
+    ``p``: the fields of the run without a decay, ``factor``, ``after`` (eigenvalues that have entered by then) and
+    ``then`` (steps after the decay).
+    """
+    plain = dataclasses.replace(experiment(p), steps=0)
+    decay = {"factor": p.factor, "entered": p.after, "then": p.then}
+    if name in catalogue.catalogue() and p.source != "live":
+        there = catalogue.find(name)
+        other = dataclasses.replace(there.experiment, steps=0, fork=None, decay=None)
+        same = rational((there.experiment.decay or {}).get("factor", 1)) == rational(p.factor)
+        then = (there.experiment.decay or {}).get("then", there.experiment.steps)
+        if other == plain and same and then == p.then:
+            return run(there.experiment, source="recorded")
+    whole = dataclasses.replace(plain, steps=p.steps, decay=decay)
+    return run(whole, Measure(k=p.k, stride=p.stride), source=p.source, device=p.device)
+
+
+def step_set(activation: str) -> Any:
+    """The paper's set of step sizes in each reading: where λ1 starts, and what the first hundred steps do."""
+    rows = []
+    for labels, preprocessing in itertools.product(("onehot", "vehicles"), ("center", "standardize")):
+        for two_over in (30, 50, 150, 200):
+            found = on_record(f"fg_set_{activation}_{labels}_{preprocessing}_eta{two_over}")
+            if found is None:
+                continue
+            level, loss = scaled(found)[:, 0], found["loss"].values
+            start, rise = float(level[0]), float(loss.max() / loss[0])
+            if found.attrs["status"] == "diverged":
+                fate = f"diverges at step {found.attrs['last_step']}"
+            elif start >= 1:
+                fate = f"catapult: the loss rises {number(rise, 2)}-fold, λ₁ goes to {number(float(level[-1]), 2)}"
+            else:
+                fate = f"starts below the edge, λ₁ goes to {number(float(level[-1]), 2)}"
+                fate += f"; the loss rises {number(rise, 2)}-fold on the way" if rise > 1.01 else ""
+            what = [
+                {"onehot": "ten", "vehicles": "one"}[labels],
+                {"center": "centred", "standardize": "standardised"}[preprocessing],
+                f"2/{two_over}",
+            ]
+            rows.append([*what, number(start, 3), fate])
+    header = ["Outputs", "Inputs", "η", "λ₁η/2 at the start", "After 100 steps"]
+    return table("The paper's step sizes", header, rows)
+
+
 def on_record(name: str) -> xr.Dataset | None:
     """The recorded run of a catalogue name, or None while it is pending."""
     entry = catalogue.find(name)
-    return store.Store().load(entry.experiment.key) if entry.status().state not in ("pending", "missing") else None
+    if entry.status().state in ("pending", "missing"):
+        return None
+    found = store.Store().load(entry.experiment.key)
+    found.attrs["source"] = "recorded"
+    return found
 
 
 def recorded(names: list[str]) -> dict[str, xr.Dataset]:
@@ -124,7 +176,7 @@ def checks(notebook: str, p: SimpleNamespace) -> Any:
     if any(others):
         rows = [_cells("th", "Claim", "Measured here", "On record")]
         for claim, changed in zip(mine, others, strict=True):
-            if "reading" in claim["rule"]:
+            if "reading" in claim["rule"] or "experiments" in claim["rule"]:  # nothing that these parameters change
                 continue
             here, there = claims.check(claim["rule"], **changed), claims.check(claim["rule"])
             what = html.escape(f"{claim['statement']} ({claim['rule'].get('unit', '1')})")
@@ -149,7 +201,7 @@ def checks(notebook: str, p: SimpleNamespace) -> Any:
 
 def computed(notebook: str, p: SimpleNamespace) -> Any:
     """A block that says how a theory page was made, and the one command that makes it again."""
-    given = " ".join(f"-p {name} {value!s}" for name, value in vars(p).items() if name != "source")
+    given = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in vars(p).items() if name != "source")
     facts = {
         "Result": "computed on this page, in float64; nothing is recorded",
         "Effective parameters": ", ".join(f"{k} = {v}" for k, v in vars(p).items()),
@@ -179,7 +231,7 @@ def entries(trajectory: xr.Dataset, k: int = 5) -> Any:
     from IPython.display import HTML
 
     levels, k = (0.95, 0.98, 1.0), min(k, trajectory.sizes["eig"])
-    rows = [_cells("th", "Entry at a running median of", *(f"λ{'₁₂₃₄₅₆₇₈₉'[i]}" for i in range(k)))]
+    rows = [_cells("th", "Entry at a running median of", *(f"λ{subscript(i + 1)}" for i in range(k)))]
     for level in levels:
         steps = (entry_step(trajectory, i + 1, level) for i in range(k))
         rows.append(_cells("td", f"{level:.2f} · 2/η", *("never" if math.isnan(s) else f"{s:,.0f}" for s in steps)))
@@ -192,7 +244,9 @@ def _measured_here(mine: list[dict[str, Any]], trajectory: xr.Dataset, what: str
         rule = claim.get("rule")
         if not rule:
             continue
-        here = STATISTICS[rule["statistic"]](trajectory, **rule.get("arguments", {}))
+        if rule.get("by"):  # needs several runs
+            continue
+        here = claims.STATISTICS[rule["statistic"]](trajectory, **rule.get("arguments", {}))
         found = claims.evaluate(claim)["statistic"]
         rows.append(
             _cells("td", html.escape(claim["statement"]), number(here), number(found["value"]) if found else "pending")
@@ -211,7 +265,9 @@ def provenance(notebook: str, p: SimpleNamespace, trajectory: xr.Dataset) -> Any
     """A block that says where the page's numbers come from, and the one command that makes them again."""
     origin = json.loads(trajectory.attrs["provenance"])
     entry = Experiment.from_dict({k: v for k, v in json.loads(trajectory.attrs["experiment"]).items() if k != "schema"})
-    given = " ".join(f"-p {name} {value!s}" for name, value in vars(p).items() if name != "source" and value != "")
+    given = " ".join(
+        f"-p {name} {shlex.quote(str(value))}" for name, value in vars(p).items() if name != "source" and value != ""
+    )
     origin_state = ", with uncommitted changes" if origin["dirty"] else ""
     facts = {
         "Result": f"{trajectory.attrs['source']} (experiment {trajectory.attrs['key']}), ended by: "

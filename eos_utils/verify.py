@@ -17,7 +17,6 @@ from eos_utils import claims
 from eos_utils.catalogue import Entry, catalogue
 from eos_utils.curvature import Hessian
 from eos_utils.data import DataError
-from eos_utils.eos_stats import STATISTICS
 from eos_utils.forks import start_of
 from eos_utils.lanczos import top_eigenpairs
 from eos_utils.run import compute, forget, pick_device
@@ -98,7 +97,7 @@ def whole(entry: Entry, *, device: str = "auto", progress: bool = True) -> list[
     claim cannot be judged and raises ``ValueError``.
     """
     place = root()
-    judged = [c for c in claims.claims(place) if c.get("rule") and entry.name in c["rule"]["experiments"]]
+    judged = [c for c in claims.claims(place) if c.get("rule") and entry.name in c["rule"].get("experiments", [])]
     judged = [c for c in judged if _forks_of(entry, c["rule"])]
     if not judged:
         raise ValueError(f"no claim with forks of {entry.name}: there is no spread to compare a whole rerun with")
@@ -109,7 +108,7 @@ def whole(entry: Entry, *, device: str = "auto", progress: bool = True) -> list[
         rule = claim["rule"]
         known = claims.measure([entry.name, *_forks_of(entry, rule)], rule, place).values()
         low, high = min(known), max(known)
-        value = STATISTICS[rule["statistic"]](run, **rule.get("arguments", {}))
+        value = claims.STATISTICS[rule["statistic"]](run, **rule.get("arguments", {}))
         if not low - (high - low) <= value <= high + (high - low):
             outside.append(f"{rule['statistic']} is {value:.4g}, on record and in its forks {low:.4g} to {high:.4g}")
     return outside

@@ -26,7 +26,6 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from eos_utils import claims as ledgers
-from eos_utils.eos_stats import STATISTICS
 
 # Verdict -> colour class and a mark, so that no verdict is told by its colour alone.
 VERDICTS = {
@@ -157,7 +156,8 @@ def rule_in_words(rule: dict | None) -> str:
         return ""
     if "reading" in rule:
         return "a reading of the text; nothing is computed"
-    statistic = STATISTICS.get(rule["statistic"]) or ledgers.CHECKS.get(rule["statistic"])
+    known = {**ledgers.STATISTICS, **ledgers.GROUPED, **ledgers.CHECKS}
+    statistic = known.get(rule["statistic"])
     what = ((statistic and statistic.__doc__) or rule["statistic"]).strip().split("\n\n")[0]
     out = re.sub(r"``?([^`]*)``?", r"\1", " ".join(what.split())).rstrip(".")
     if rule.get("arguments"):

@@ -1,0 +1,176 @@
+"""The panels of FG's figure pages: what is drawn of recorded runs, for :func:`eos_utils.figures.panels`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eos_utils.decay_stats import SETTLE, after_decay, growth_after_decay, growth_rate, model_fits, rate_change
+from eos_utils.directions import entries_beside_first, follow, growth_rates_before, rate_spread
+from eos_utils.eos_stats import HALF, entry_step, scaled
+from eos_utils.experiment import rational, subscript
+from eos_utils.figures import Curve, Panel, experiment_of
+from eos_utils.observers import ENTRY_WINDOW
+from eos_utils.page import on_record
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def _tones(count: int) -> np.ndarray:
+    return np.linspace(0, 1, max(2, count))[:count]
+
+
+def scaled_panel(run: xr.Dataset, title: str, k: int = 5, begin: float = 0, end: float = np.inf) -> Panel:
+    """λ1 to λk times η/2 over the step, with the edge; the entry of λ1 is marked."""
+    steps = run["measured"].values
+    inside = (steps >= begin) & (steps <= end)
+    values = scaled(run)[inside]
+    curves = [
+        Curve(steps[inside], values[:, i], f"λ{subscript(i + 1)}" if i in (0, k - 1) else "", "line", tone)
+        for i, tone in reversed(list(enumerate(_tones(k))))
+    ]
+    enters = entry_step(run)
+    marks = [enters] if begin <= enters <= end else []
+    return Panel(curves, "λᵢ · η/2", "step", title, level=1.0, level_label="", marks=marks, legend="lower right")
+
+
+def followed_panel(run: xr.Dataset, title: str, count: int = 5, begin: float | None = None) -> Panel:
+    """Curvatures along followed directions, times η/2, over the step."""
+    found = follow(run, count, begin)
+    curves = [
+        Curve(found.step, found.curvature[:, i], f"direction {i + 1}" if i in (0, count - 1) else "", "line", tone)
+        for i, tone in reversed(list(enumerate(_tones(count))))
+    ]
+    return Panel(curves, "uᵀHu · η/2", "step", title, level=1.0, level_label="", legend="lower right")
+
+
+def decays(base: xr.Dataset | None, runs: Mapping[str, xr.Dataset]) -> list[Panel]:
+    """Two panels: λ1 in units of the edge before the decay, and the loss; ``base``, without a decay, faintly behind."""
+    above: list[Curve] = []
+    below: list[Curve] = []
+    marks: list[float] = []
+    window = (
+        min(int(r.attrs["decayed_at"]) for r in runs.values()) - 700,
+        max(int(r["step"][-1]) for r in runs.values()),
+    )
+    if base is not None:
+        level = scaled(base)[:, 0]
+        for x, y, where in ((base["measured"].values, level, above), (base["step"].values, base["loss"].values, below)):
+            inside = (x >= window[0]) & (x <= window[1])
+            where.append(Curve(x[inside], y[inside], "no decay" if where is above else "", "line", None))
+    for (label, run), tone in zip(runs.items(), _tones(len(runs)), strict=True):
+        at = int(run.attrs["decayed_at"])
+        scale = float(rational(experiment_of(run).eta)) / 2
+        steps, loss = run["measured"].values, run["step"].values
+        inside, late = steps >= window[0], loss >= window[0]
+        above.append(Curve(steps[inside], run["eigenvalue"].values[inside, 0] * scale, label, "line", float(tone)))
+        below.append(Curve(loss[late], run["loss"].values[late], "", "line", float(tone)))
+        marks.append(at)
+    return [
+        Panel(above, "λ₁ · η/2", "", level=1.0, marks=marks, legend="upper left"),
+        Panel(below, "training loss", "step", marks=marks),
+    ]
+
+
+def growth(groups: Mapping[str, Sequence[xr.Dataset]], ylabel: str = "growth of λ₁ · η/2") -> Panel:
+    """λ1·η/2 since the decay, less its value three measurements after it, one tone a group."""
+    curves = []
+    for (label, runs), tone in zip(groups.items(), _tones(len(groups)), strict=True):
+        for i, run in enumerate(runs):
+            steps, values = (x[SETTLE:] for x in after_decay(run))
+            curves.append(Curve(steps, values - values[0], label if i == 0 else "", "line", float(tone)))
+    return Panel(curves, ylabel, "steps since the decay", legend="upper left")
+
+
+def fits(run: xr.Dataset, title: str) -> Panel:
+    """λ1·η/2 after the decay with the best line, logarithm and exponential approach."""
+    steps, values = (x[SETTLE:] for x in after_decay(run))
+    shapes = model_fits(steps, values)
+    curves = [Curve(steps, values, "measured", "points", 0.0)]
+    for (name, curve), kind in zip(shapes.items(), ("dotted", "line", "dashed"), strict=True):
+        curves.append(Curve(steps, curve, name, kind, None if name != "logarithm" else 0.6))
+    return Panel(curves, "λ₁ · η/2", "steps since the decay", title, legend="lower right")
+
+
+def roughness_panel(run: xr.Dataset, title: str, k: int) -> Panel:
+    """The running median over 21 measurements of the absolute second difference of each of λ1 to λk."""
+    rough = np.abs(np.diff(scaled(run)[:, :k], n=2, axis=0))
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(rough, ENTRY_WINDOW, axis=0), axis=-1)
+    steps = run["measured"].values[1 + HALF : 1 + HALF + len(medians)]
+    curves = [
+        Curve(steps, medians[:, i], f"λ{subscript(i + 1)}" if i in (0, k - 1) else "", "line", tone)
+        for i, tone in reversed(list(enumerate(_tones(k))))
+    ]
+    enters = entry_step(run)
+    return Panel(curves, "roughness", "step", title, log="y", marks=[] if np.isnan(enters) else [enters])
+
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def rates(followed: Mapping[str, xr.Dataset], count: int = 5, window: int = 30) -> Table:
+    """A row for each run: the rates at which its followed curvatures grow before λ1 enters, per 100 steps."""
+    rows = []
+    for run in followed.values():
+        slopes = growth_rates_before(run, count, window) * 100 / int(run.attrs["stride"])
+        rows.append(
+            [str(experiment_of(run).seed), *(f"{s:.3f}" for s in slopes), f"{rate_spread(run, count, window):.2f}"]
+        )
+    return ["Seed", *(f"direction {i + 1}" for i in range(count)), "(largest − least) / mean"], rows
+
+
+def entries_held(seeds: Sequence[int]) -> Table:
+    """A row for each seed: entries of the two eigenvalues beside the first direction, left alone and with it held."""
+    rows = []
+    for seed in seeds:
+        row = [str(seed)]
+        for how in ("held_early", "held"):
+            base, held = (on_record(f"fg_fig2_{name}_seed{seed}") for name in ("directions", how))
+            for run in (base, held):
+                if run is None or held is None:
+                    row.append("–")
+                    continue
+                steps = entries_beside_first(run, held)
+                row.append(" and ".join("never" if np.isnan(s) else f"{s:,.0f}" for s in steps))
+        rows.append(row)
+    return ["Seed", "left alone", "held from 1,300", "left alone, from λ₁'s entry", "held from there"], rows
+
+
+def growth_rates(groups: Mapping[str, Sequence[xr.Dataset]]) -> Table:
+    """A row for each group: growth rates after the decay in units of the old edge per 100 steps, each seed and mean."""
+    rows = []
+    for label, runs in groups.items():
+        rates = [100 * growth_rate(run) for run in runs]
+        rows.append(
+            [
+                label,
+                *(f"{r:.4f}" for r in rates),
+                f"{np.mean(rates):.4f}",
+                f"{np.mean([rate_change(r) for r in runs]):.2f}",
+            ]
+        )
+    seeds = [f"seed {experiment_of(run).seed}" for run in next(iter(groups.values()))]
+    return ["Decay", *seeds, "mean", "second half / first half"], rows
+
+
+def shapes() -> Table:
+    """A row for each recorded run of Figure 5: growth after the decay and how the three shapes fit."""
+    rows = []
+    for kind, name in (
+        ("tanh_mse", "tanh, squared loss"),
+        ("tanh_ce", "tanh, cross-entropy"),
+        ("relu_ce", "ReLU, cross-entropy"),
+    ):
+        for seed in range(100, 105):
+            run = on_record(f"fg_fig5_{kind}_seed{seed}")
+            if run is None or run.attrs["decayed_at"] < 0:
+                continue
+            steps, values = (x[SETTLE:] for x in after_decay(run))
+            rest = {n: float(((fit - values) ** 2).sum()) for n, fit in model_fits(steps, values).items()}
+            best = min(rest.values())
+            row = [name, str(seed), f"{int(run.attrs['decayed_at']):,}", f"{100 * growth_after_decay(run):.1f} %"]
+            rows.append([*row, *(f"{r / best:.2f}" for r in rest.values())])
+    return ["Setting", "Seed", "Decay at", "Growth", "line", "logarithm", "approach"], rows
