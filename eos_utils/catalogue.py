@@ -55,7 +55,9 @@ def _expand(name: str, fields: dict[str, Any], where: str, known: dict[str, Entr
             named = dict(zip(axes, values, strict=True))
             fork["of"] = str(fork.get("of")).format(**named)
             if isinstance(fork.get("at"), dict):  # a step for each seed
-                fork["at"] = fork["at"].get(chosen.get("seed"))
+                if chosen.get("seed") not in fork["at"]:
+                    raise ValueError(f"{where}: {name}: at has no step for seed {chosen.get('seed')}")
+                fork["at"] = fork["at"][chosen["seed"]]
             base = known.get(fork["of"])
             if base is None:
                 raise ValueError(f"{where}: {name} forks from {fork.get('of')!r}, which is not listed before it")

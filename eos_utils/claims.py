@@ -40,7 +40,8 @@ RULE_FIELDS = (
 CHECK_FIELDS = ("statistic", "arguments", "unit", "accept_if", "reject_if", "outcomes", "tolerance", "corrected", "why")
 READINGS = ("not decidable as printed", "vacuous", "hypotheses not met", "counterexample")
 OUTCOMES = ("holds on everything tested", "counterexample")
-# Statistics of one run, and of the runs of one seed beside those of all other seeds (a rule's ``by: seed``).
+# Statistics of one run, and of the runs of one seed beside those of all other seeds. With ``by: seed`` in a rule the
+# seed is the unit: a statistic of one run is then the largest over the seed's runs.
 STATISTICS: dict[str, Callable[..., float]] = {
     **eos_stats.STATISTICS,
     **decay_stats.STATISTICS,
@@ -94,7 +95,9 @@ def claims(root: pathlib.Path | None = None) -> list[dict[str, Any]]:
             elif rule:
                 if rule.get("by") not in (None, "seed"):
                     raise ClaimError(f"{where}: by is {rule['by']!r}; runs are grouped by seed or not at all")
-                if rule["statistic"] not in (GROUPED if rule.get("by") else STATISTICS):
+                if rule.get("by") and rule.get("forks"):
+                    raise ClaimError(f"{where}: a rule by seed takes no forks")
+                if rule["statistic"] not in ({**GROUPED, **STATISTICS} if rule.get("by") else STATISTICS):
                     raise ClaimError(f"{where}: no statistic {rule['statistic']!r}")
                 missing = [n for n in [*rule["experiments"], *rule.get("forks", [])] if n not in runs]
                 if missing:
@@ -108,13 +111,20 @@ def claims(root: pathlib.Path | None = None) -> list[dict[str, Any]]:
 def _checked(where: str, rule: dict[str, Any]) -> None:
     """Refuses a malformed rule of a mathematical claim."""
     for part in filter(None, (rule, rule.get("corrected"))):
+        known = CHECK_FIELDS if part is rule else tuple(set(CHECK_FIELDS) - {"corrected", "outcomes"})
+        missing = [] if "reading" in part else [f for f in ("statistic", "accept_if", "reject_if") if f not in part]
+        unknown = set(part) - {*known, "reading"}
+        if unknown or missing:
+            raise ClaimError(f"{where}: unknown or missing field {', '.join(sorted([*unknown, *missing]))}")
+        if not 0 <= part.get("tolerance", 0) <= 0.5:
+            raise ClaimError(f"{where}: tolerance={part['tolerance']}: a number that may drift by half says nothing")
         if "reading" in part:
             if part["reading"] not in READINGS or not part.get("why"):
                 raise ClaimError(f"{where}: a reading is one of {', '.join(READINGS)}, with its reason under why")
             continue
         if part["statistic"] not in CHECKS:
             raise ClaimError(f"{where}: no check {part['statistic']!r}")
-        for bound in (part["accept_if"], part["reject_if"]):
+        for bound in [part["accept_if"], *str(part["reject_if"]).split(" or ")]:
             conditions(bound)
         allowed = {*OUTCOMES, *READINGS}
         if not set(part.get("outcomes", OUTCOMES)) <= allowed or len(part.get("outcomes", OUTCOMES)) != 2:
@@ -195,6 +205,11 @@ def scope(entries: list[Entry]) -> str:
     )
 
 
+def _largest(statistic: Callable[..., float]) -> Callable[..., float]:
+    """Of a statistic of one run, the largest over the runs of a seed."""
+    return lambda mine, others, **arguments: float(np.max([statistic(run, **arguments) for run in mine]))
+
+
 @lru_cache(maxsize=64)
 def _load(folder: str, key: str, manifest: str) -> Any:
     return Store(folder).load(key)
@@ -220,8 +235,9 @@ def measure(names: list[str], rule: dict[str, Any], root: pathlib.Path) -> dict[
     for name in names:
         of_seed.setdefault(runs[name].experiment.seed, []).append(name)
     whole = {seed: group for seed, group in of_seed.items() if all(name in loaded for name in group)}
+    function = GROUPED.get(rule["statistic"]) or _largest(STATISTICS[rule["statistic"]])
     return {
-        f"seed {seed}": GROUPED[rule["statistic"]](
+        f"seed {seed}": function(
             [loaded[name] for name in group],
             [loaded[name] for other, theirs in whole.items() if other != seed for name in theirs],
             **arguments,
@@ -375,14 +391,17 @@ def update(root: pathlib.Path | None = None) -> list[str]:
 
 
 def _close(a: Any, b: Any, tolerance: float = 1e-6) -> bool:
-    """Equal, numbers up to rounding, or up to the ``tolerance`` that a check's rule allows."""
+    """Equal, numbers up to rounding, or up to the ``tolerance`` that a check's rule allows.
+
+    Two numbers at the level of rounding are equal: they differ between processors.
+    """
     if isinstance(a, dict) and isinstance(b, dict):
         tolerance = a.get("tolerance", tolerance)
         return a.keys() == b.keys() and all(_close(a[k], b[k], tolerance) for k in a)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(_close(x, y, tolerance) for x, y in zip(a, b, strict=True))
     if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-9)
+        return math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-8)
     return bool(a == b)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eos_utils.eos_stats import HALF, entry_step, roughness, scaled
+from eos_utils.eos_stats import HALF, entry_step, scaled
 from eos_utils.experiment import rational
 from eos_utils.observers import ENTRY_WINDOW, entry_index
 
@@ -43,17 +43,41 @@ def reversals(values: np.ndarray, slack: float = 0.0) -> float:
     return float((moves[1:] * moves[:-1] < 0).mean()) if len(moves) > 1 else float("nan")
 
 
+def _oscillated(run: xr.Dataset) -> bool:
+    """Whether the loss turned at a third of the last 100 steps before the decay; True where these are not in the run.
+
+    What has not oscillated cannot stop to.
+    """
+    at, steps = int(run.attrs["decayed_at"]), run["step"].values
+    before = run["loss"].values[(steps >= at - 100) & (steps < at)]
+    return len(before) < 50 or reversals(before) >= 1 / 3
+
+
+def _error(run: xr.Dataset) -> float:
+    """Error of λ1·η/2 after the decay: the median distance of its bounds."""
+    at, eta = int(run.attrs["decayed_at"]), float(rational(json.loads(run.attrs["experiment"]).get("eta", "2/30")))
+    chosen = run["measured"].values >= at
+    gap = run["upper"].values[chosen, 0].astype(float) - run["eigenvalue"].values[chosen, 0].astype(float)
+    return float(np.median(gap[np.isfinite(gap)])) * eta / 2 if np.isfinite(gap).any() else float("nan")
+
+
 def sharpness_reversals(run: xr.Dataset) -> float:
     """Share of the measurements after the decay at which λ1 turns; about two thirds where it moves at random.
 
-    The first three measurements, in which the oscillation dies away, are left out.
+    The first three measurements, in which the oscillation dies away, are left out, and differences below the error of
+    an eigenvalue do not count as motion. nan where the loss did not oscillate before the decay.
     """
-    return reversals(after_decay(run)[1][SETTLE:])
+    values = after_decay(run)[1][SETTLE:]
+    return reversals(values, _error(run)) if len(values) and _oscillated(run) else float("nan")
 
 
 def loss_reversals(run: xr.Dataset, settle: int = 20) -> float:
-    """Share of the steps after the decay at which the loss turns, the first ``settle`` steps left out."""
-    return reversals(_loss_after(run, settle))
+    """Share of the steps after the decay at which the loss turns, the first ``settle`` steps left out.
+
+    nan where the loss did not oscillate before the decay.
+    """
+    loss = _loss_after(run, settle)
+    return reversals(loss) if len(loss) and _oscillated(run) else float("nan")
 
 
 def loss_rises_decayed(run: xr.Dataset, settle: int = 20) -> float:
@@ -62,10 +86,24 @@ def loss_rises_decayed(run: xr.Dataset, settle: int = 20) -> float:
     return float((np.diff(loss) > 0).mean()) if len(loss) > 1 else float("nan")
 
 
-def rises_after_decay(run: xr.Dataset) -> float:
-    """Share of consecutive measurements after the decay between which λ1 rises, the first three left out."""
+def undetermined_share(run: xr.Dataset, span: int = 5) -> float:
+    """Share of the changes of λ1 over ``span`` measurements after the decay that are below three times its error."""
     values = after_decay(run)[1][SETTLE:]
-    return float((np.diff(values) > 0).mean()) if len(values) > 1 else float("nan")
+    if len(values) <= span:
+        return float("nan")
+    return float((np.abs(values[span:] - values[:-span]) < 3 * _error(run)).mean())
+
+
+def falls_after_decay(run: xr.Dataset, span: int = 5) -> float:
+    """Share of the changes of λ1 over ``span`` measurements after the decay that are falls, the first three left out.
+
+    Of those that are at least three times the error of an eigenvalue; nan where these are less than half.
+    """
+    values = after_decay(run)[1][SETTLE:]
+    if len(values) <= span or not undetermined_share(run, span) <= 0.5:
+        return float("nan")
+    changes = values[span:] - values[:-span]
+    return float((changes[np.abs(changes) >= 3 * _error(run)] < 0).mean())
 
 
 def growth_after_decay(run: xr.Dataset) -> float:
@@ -83,15 +121,32 @@ def growth_rate(run: xr.Dataset, part: tuple[float, float] = (0.0, 1.0)) -> floa
     return float(np.polyfit(steps[chosen], values[chosen], 1)[0])
 
 
+def _ratio(a: float, b: float) -> float:
+    """a / b, or 10 where one of them is no growth."""
+    return float("nan") if np.isnan([a, b]).any() else a / b if a > 0 and b > 0 else 10.0
+
+
 def rate_change(run: xr.Dataset) -> float:
-    """The growth rate of λ1 over the second half of the time after the decay, over that of the first half."""
-    return growth_rate(run, (0.5, 1.0)) / growth_rate(run, (0.0, 0.5))
+    """The growth rate of λ1 over the second half of the time after the decay, over that of the first half.
+
+    10 where λ1 does not grow in one of them.
+    """
+    return _ratio(growth_rate(run, (0.5, 1.0)), growth_rate(run, (0.0, 0.5)))
+
+
+def rate_change_of_seed(mine: list[xr.Dataset], others: list[xr.Dataset]) -> float:
+    """The rate of growth in the second half over that in the first; of a seed's runs, the one farthest from 1."""
+    changes = [rate_change(run) for run in mine]
+    return max(changes, key=lambda change: abs(np.log(change)))
 
 
 def rate_ratio(mine: list[xr.Dataset], others: list[xr.Dataset]) -> float:
-    """Largest over least growth rate of λ1 after the decay, among runs of one seed that decay at different times."""
+    """Largest over least growth rate of λ1 after the decay, among runs of one seed that decay at different times.
+
+    10 where one of them does not grow.
+    """
     rates = [growth_rate(run) for run in mine]
-    return float(max(rates) / min(rates)) if min(rates) > 0 else float("nan")
+    return _ratio(max(rates), min(rates))
 
 
 def _fitted(design: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -110,66 +165,89 @@ def model_fits(steps: np.ndarray, values: np.ndarray) -> dict[str, np.ndarray]:
     return {name: min(found, key=lambda fit: float(((fit - values) ** 2).sum())) for name, found in fits.items()}
 
 
+def residuals(run: xr.Dataset) -> dict[str, float]:
+    """Residual sums of squares of the three shapes on λ1·η/2 after the decay."""
+    steps, values = (x[SETTLE:] for x in after_decay(run))
+    return {name: float(((fit - values) ** 2).sum()) for name, fit in model_fits(steps, values).items()}
+
+
 def logarithm_advantage(run: xr.Dataset) -> float:
     """How much better a logarithm of time fits λ1 after the decay than a line and an exponential approach do.
 
-    The ratio of residual sums of squares, the better of theirs over the logarithm's; 1 is a tie.
+    The ratio of residual sums of squares, the better of theirs over the logarithm's; 1 is a tie. 0 where λ1 falls, or
+    grows faster in the second half than in the first, which is no logarithm.
     """
-    steps, values = (x[SETTLE:] for x in after_decay(run))
-    if len(steps) < 10:
+    if len(after_decay(run)[0]) < SETTLE + 10:
         return float("nan")
-    rest = {name: float(((fit - values) ** 2).sum()) for name, fit in model_fits(steps, values).items()}
+    if growth_after_decay(run) <= 0 or rate_change(run) > 1:
+        return 0.0
+    rest = residuals(run)
     return min(rest["line"], rest["approach"]) / rest["logarithm"]
 
 
-def shape_diversity(run: xr.Dataset, eig: int = 5, block: int = 5) -> float:
+def shape_diversity(run: xr.Dataset, eig: int = 5, block: int = 6) -> float:
     """How far the trajectories of λ1 to λ_eig are from one shape at different scales, from half of the edge on.
 
-    Increments of means over ``block`` measurements, standardised: the share of their variance that the first singular
-    vector does not explain. 0 if all are multiples of one curve.
+    Increments of means over ``block`` measurements, taken from the odd and from the even ones apart: what the two do
+    not share is no shape. The share of the covariance between them that its first eigenvector does not explain; 0 if
+    all are multiples of one curve.
     """
     values = scaled(run)[:, :eig]
-    begin = int(np.argmax(values[:, 0] >= 0.5))
-    values = values[begin:]
+    values = values[int(np.argmax(values[:, 0] >= 0.5)) :]
     count = len(values) // block
     if count < 5:
         return float("nan")
-    steps = np.diff(values[: count * block].reshape(count, block, -1).mean(axis=1), axis=0)
-    s = np.linalg.svd(steps / np.sqrt((steps**2).sum(axis=0)), compute_uv=False)
-    return float(1 - s[0] ** 2 / (s**2).sum())
+    parts = values[: count * block].reshape(count, block, -1)
+    odd, even = (np.diff(parts[:, offset::2].mean(axis=1), axis=0) for offset in (1, 0))
+    shared = (odd * even).sum(axis=0)
+    if (shared <= 0).any():
+        return float("nan")
+    covariance = odd.T @ even / np.sqrt(np.outer(shared, shared))
+    found = np.clip(np.linalg.eigvalsh((covariance + covariance.T) / 2), 0, None)
+    return float(1 - found.max() / found.sum())
 
 
-def destabilised_share(run: xr.Dataset, eig: int = 15, factor: float = 3.0) -> float:
-    """Share of λ2 to λ_eig that become rougher by ``factor`` within the window of 21 measurements around λ1's entry.
+def onsets(values: np.ndarray, quiet: int, factor: float) -> np.ndarray:
+    """The measurement at which each series becomes ``factor`` times rougher than before ``quiet``; nan for never.
 
-    Against the 21 measurements that end 21 before it.
+    Roughness is the running median over 21 of the absolute second difference, before: its median from the tenth on.
+    """
+    rough = np.abs(np.diff(values, n=2, axis=0))
+    before = np.maximum(np.median(rough[10:quiet], axis=0), 1e-9)
+    running = np.median(np.lib.stride_tricks.sliding_window_view(rough, ENTRY_WINDOW, axis=0), axis=-1)
+    late = running[quiet - HALF :] >= factor * before
+    return np.where(late.any(axis=0), late.argmax(axis=0) + quiet + 1, np.nan)
+
+
+def apart_from_first(run: xr.Dataset, eig: int = 15, factor: float = 3.0, within: int = ENTRY_WINDOW) -> float:
+    """Share of λ2 to λ_eig that do not begin to oscillate when λ1 does: not within 21 measurements of it.
+
+    The onset is where the roughness exceeds ``factor`` times what it was before, the quiet time ending 21 measurements
+    before λ1's entry. nan where λ1 has none.
     """
     enters = entry_step(run)
-    if np.isnan(enters):
+    quiet = -1 if np.isnan(enters) else int(np.searchsorted(run["measured"].values, enters)) - ENTRY_WINDOW
+    if quiet < 20:
         return float("nan")
-    at, values = int(np.searchsorted(run["measured"].values, enters)), scaled(run)[:, 1:eig]
-    begin = max(0, at - HALF - 2 * ENTRY_WINDOW)
-    early, late = values[begin : begin + ENTRY_WINDOW], values[at - HALF : at + HALF + 1]
-    if at - HALF - begin < ENTRY_WINDOW or len(late) < ENTRY_WINDOW:
+    found = onsets(scaled(run)[:, :eig], quiet, factor)
+    if np.isnan(found[0]):
         return float("nan")
-    return float((roughness(late) >= factor * np.maximum(roughness(early), 1e-9)).mean())
+    return float(1 - (np.abs(found[1:] - found[0]) <= within).mean())
 
 
-def entered_share(run: xr.Dataset, eig: int = 20) -> float:
-    """Share of λ2 to λ_eig that enter after λ1 and before the end of a run to its stopping accuracy; nan for others."""
-    first = entry_step(run)
-    if run.attrs["status"] != "accuracy" or np.isnan(first) or run.sizes["eig"] < eig:
+def not_entered_share(run: xr.Dataset, eig: int = 20) -> float:
+    """Share of λ2 to λ_eig that have not entered by the end of a run to its stopping accuracy; nan for others."""
+    if run.attrs["status"] != "accuracy" or run.sizes["eig"] < eig:
         return float("nan")
-    later = [entry_index(column) for column in scaled(run)[:, 1:eig].T]
-    return float(np.mean([at is not None and run["measured"].values[at] >= first for at in later]))
+    return float(np.mean([entry_index(column) is None for column in scaled(run)[:, 1:eig].T]))
 
 
-def first_is_first(run: xr.Dataset, eig: int = 20) -> float:
-    """Share of λ2 to λ_eig that do not enter before λ1 does; 1 for sorted eigenvalues, by definition."""
+def before_first(run: xr.Dataset, eig: int = 20) -> float:
+    """Share of λ2 to λ_eig that enter before λ1 does; 0 for sorted eigenvalues, by definition."""
     entries = [entry_index(column) for column in scaled(run)[:, :eig].T]
     if entries[0] is None:
         return float("nan")
-    return float(np.mean([at is None or at >= entries[0] for at in entries[1:]]))
+    return float(np.mean([at is not None and at < entries[0] for at in entries[1:]]))
 
 
 def distance_at_end(run: xr.Dataset, eig: int = 15) -> float:
@@ -188,15 +266,15 @@ STATISTICS = {
         sharpness_reversals,
         loss_reversals,
         loss_rises_decayed,
-        rises_after_decay,
+        falls_after_decay,
         growth_after_decay,
         rate_change,
         logarithm_advantage,
         shape_diversity,
-        destabilised_share,
-        entered_share,
-        first_is_first,
+        apart_from_first,
+        not_entered_share,
+        before_first,
         distance_at_end,
     )
 }
-GROUPED = {f.__name__: f for f in (rate_ratio,)}
+GROUPED = {f.__name__: f for f in (rate_ratio, rate_change_of_seed)}

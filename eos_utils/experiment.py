@@ -153,6 +153,8 @@ class Experiment:
         for field in [*given, *needed]:
             if field not in (*needed, *optional) or field not in given:
                 raise ValueError(f"{name}: {field!r} is unknown or missing; it has {', '.join((*needed, *optional))}")
+        if name == "fork" and (isinstance(given["at"], bool) or not isinstance(given["at"], int | str)):
+            raise ValueError(f"fork at={given['at']!r}: must be the label of a snapshot or a step, a whole number")
         exactly_none = name == "fork" and given[exact] in (0, "0")  # an unperturbed copy
         value = "0" if exactly_none else str(rational(given[exact], f"{name} {exact}"))
         object.__setattr__(self, name, {**given, exact: value})

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eos_utils.decay_stats import SETTLE, after_decay, growth_after_decay, growth_rate, model_fits, rate_change
+from eos_utils.decay_stats import (
+    SETTLE,
+    after_decay,
+    growth_after_decay,
+    growth_rate,
+    model_fits,
+    rate_change,
+    residuals,
+)
 from eos_utils.directions import entries_beside_first, follow, growth_rates_before, rate_spread
 from eos_utils.eos_stats import HALF, entry_step, scaled
 from eos_utils.experiment import rational, subscript
@@ -68,7 +76,7 @@ def decays(base: xr.Dataset | None, runs: Mapping[str, xr.Dataset]) -> list[Pane
         inside, late = steps >= window[0], loss >= window[0]
         above.append(Curve(steps[inside], run["eigenvalue"].values[inside, 0] * scale, label, "line", float(tone)))
         below.append(Curve(loss[late], run["loss"].values[late], "", "line", float(tone)))
-        marks.append(at)
+        marks += [at] if at >= 0 else []
     return [
         Panel(above, "λ₁ · η/2", "", level=1.0, marks=marks, legend="upper left"),
         Panel(below, "training loss", "step", marks=marks),
@@ -111,7 +119,7 @@ def roughness_panel(run: xr.Dataset, title: str, k: int) -> Panel:
 Table = tuple[list[str], list[list[str]]]
 
 
-def rates(followed: Mapping[str, xr.Dataset], count: int = 5, window: int = 30) -> Table:
+def rates(followed: Mapping[str, xr.Dataset], count: int = 5, window: int = 24) -> Table:
     """A row for each run: the rates at which its followed curvatures grow before λ1 enters, per 100 steps."""
     rows = []
     for run in followed.values():
@@ -123,20 +131,19 @@ def rates(followed: Mapping[str, xr.Dataset], count: int = 5, window: int = 30) 
 
 
 def entries_held(seeds: Sequence[int]) -> Table:
-    """A row for each seed: entries of the two eigenvalues beside the first direction, left alone and with it held."""
+    """A row for each eigenvalue that waits when a direction is held: its entry without and with that."""
     rows = []
     for seed in seeds:
-        row = [str(seed)]
-        for how in ("held_early", "held"):
-            base, held = (on_record(f"fg_fig2_{name}_seed{seed}") for name in ("directions", how))
-            for run in (base, held):
-                if run is None or held is None:
-                    row.append("–")
-                    continue
-                steps = entries_beside_first(run, held)
-                row.append(" and ".join("never" if np.isnan(s) else f"{s:,.0f}" for s in steps))
-        rows.append(row)
-    return ["Seed", "left alone", "held from 1,300", "left alone, from λ₁'s entry", "held from there"], rows
+        base, held = (on_record(f"fg_fig2_{name}_seed{seed}") for name in ("directions", "held"))
+        if base is None or held is None:
+            continue
+        entries, begin = entries_beside_first(base, held), int(held["step"].values[0])
+        established = begin - HALF * int(base.attrs["stride"])
+        waiting = [i for i, e in enumerate(entries.T) if not np.isnan(e).all() and np.nanmin(e) > established]
+        for i in waiting[:3]:
+            shown = ["never" if np.isnan(e) else f"{e:,.0f}" for e in entries[:, i]]
+            rows.append([str(seed), f"λ{subscript(i + 2)}", f"{begin:,}", *shown])
+    return ["Seed", "Eigenvalue", "Held from", "Enters, nothing held", "Enters, first direction held"], rows
 
 
 def growth_rates(groups: Mapping[str, Sequence[xr.Dataset]]) -> Table:
@@ -168,8 +175,7 @@ def shapes() -> Table:
             run = on_record(f"fg_fig5_{kind}_seed{seed}")
             if run is None or run.attrs["decayed_at"] < 0:
                 continue
-            steps, values = (x[SETTLE:] for x in after_decay(run))
-            rest = {n: float(((fit - values) ** 2).sum()) for n, fit in model_fits(steps, values).items()}
+            rest = residuals(run)
             best = min(rest.values())
             row = [name, str(seed), f"{int(run.attrs['decayed_at']):,}", f"{100 * growth_after_decay(run):.1f} %"]
             rows.append([*row, *(f"{r / best:.2f}" for r in rest.values())])

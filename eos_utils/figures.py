@@ -256,9 +256,7 @@ def edge_closeup(run: xr.Dataset, k: int = 5, measurements: int = 120) -> Figure
     return figure
 
 
-def seeds(
-    runs: Sequence[xr.Dataset], forks: Sequence[xr.Dataset] = (), before: float = 2000, after: float = 1000
-) -> Figure:
+def seeds(runs: Sequence[xr.Dataset], forks: Sequence[xr.Dataset] = ()) -> Figure:
     """λ1·η/2 of several runs from their own entry on (left of 0: before), forks faintly behind."""
     figure, axis = plt.subplots(figsize=(5.6, 3.2))
     for fork in forks:
@@ -272,7 +270,7 @@ def seeds(
         values = run["eigenvalue"][:, 0] * run["eta"].values[0] / 2
         axis.plot(run["measured"] - enters, values, color=colour, linewidth=1.0, label=f"seed {seed}")
     edge(axis, 1.0)
-    axis.set(xlabel="steps since λ₁ entered", ylabel="λ₁ · η/2", xlim=(-before, after))
+    axis.set(xlabel="steps since λ₁ entered", ylabel="λ₁ · η/2", xlim=(-2000, 1000))
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="lower right", ncols=2)
     return figure

@@ -17,62 +17,66 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-def start_of(experiment: Experiment, objective: Objective, records: store.Store) -> tuple[torch.Tensor, int]:
-    """θ and the step to begin at."""
+def start_of(
+    experiment: Experiment, objective: Objective, records: store.Store, kept: bool = True
+) -> tuple[torch.Tensor, int]:
+    """θ and the step to begin at; ``kept``: points replayed earlier on this machine may be used."""
     if experiment.fork is None:
         return objective.initial(), 0
     fork = experiment.fork
     base = records.load(fork["of"])
     labels = [str(s) for s in base["snapshot"].values] if "snapshot" in base.coords else []
-    noise = torch.randn(objective.P, generator=torch.Generator().manual_seed(int(fork["seed"]))).to(objective.x)
     if isinstance(fork["at"], int):
-        theta, step = _replayed(fork["of"], base, fork["at"], objective), fork["at"]
-        return (theta if fork["size"] == "0" else _perturbed(theta, noise, fork["size"])), step
-    if fork["at"] not in labels:
+        known = records.manifest(fork["of"])["sha256"][:8]
+        theta, step = _replayed(f"{fork['of']}-{known}", base, fork["at"], objective, kept), fork["at"]
+    elif fork["at"] in labels:
+        i = labels.index(fork["at"])
+        theta = torch.from_numpy(np.array(base["theta"].values[i])).to(objective.device, objective.dtype)
+        step = int(base["snapshot_step"].values[i])
+    else:
         raise store.StoreError(f"the run {fork['of']} has no snapshot {fork['at']!r} to fork from; it has {labels}")
-    i = labels.index(fork["at"])
-    theta = torch.from_numpy(np.array(base["theta"].values[i])).to(objective.device, objective.dtype)
-    step = int(base["snapshot_step"].values[i])
-    return (theta if fork["size"] == "0" else _perturbed(theta, noise, fork["size"])), step
+    if fork["size"] == "0":
+        return theta, step
+    noise = torch.randn(len(theta), generator=torch.Generator().manual_seed(int(fork["seed"]))).to(theta)
+    return theta + float(rational(fork["size"], "fork size")) * theta.norm() / noise.norm() * noise, step
 
 
-def _perturbed(theta: torch.Tensor, noise: torch.Tensor, size: str) -> torch.Tensor:
-    return theta + float(rational(size, "fork size")) * theta.norm() / noise.norm() * noise
-
-
-def _replayed(key: str, base: xr.Dataset, at: int, objective: Objective) -> torch.Tensor:
+def _replayed(name: str, base: xr.Dataset, at: int, objective: Objective, kept: bool) -> torch.Tensor:
     """θ of a recorded run at a step, by gradient descent from the nearest point known before it; kept for the next.
 
-    The loss is compared with the record on the way: to rounding before the chaos of the edge sets in, roughly after.
+    The loss is compared with the record at every step: to a thousandth before chaos sets in, which it does not before
+    the loss first rises, and roughly after.
     """
     of = Experiment.from_dict({k: v for k, v in json.loads(base.attrs["experiment"]).items() if k != "schema"})
     if of.decay or of.project:
-        raise ValueError(f"fork at={at}: the run {key} has a decay or a projection; fork from its base")
+        raise ValueError(f"fork at={at}: the run {name} has a decay or a projection; fork from its base")
+    if of.fork is not None:
+        raise ValueError(f"fork at={at}: the run {name} is a fork itself; fork from its base")
     steps, losses = base["step"].values, base["loss"].values
     if not steps[0] <= at <= steps[-1]:
-        raise ValueError(f"fork at={at}: the run {key} has steps {steps[0]} to {steps[-1]}")
-    folder = data.cache_folder() / "points"
-    points: dict[int, Any] = {}
-    for path in folder.glob(f"{key}-*.pt"):
-        points[int(path.stem.rpartition("-")[2])] = path
+        raise ValueError(f"fork at={at}: the run {name} has steps {steps[0]} to {steps[-1]}")
+    folder, points = data.cache_folder() / "points", {int(steps[0]): None}
     if "snapshot" in base.coords:
         points |= {int(s): base["theta"].values[i] for i, s in enumerate(base["snapshot_step"].values)}
-    begin = max((s for s in points if s <= at), default=-1)
-    found: Any = points.get(begin)
-    if begin < 0:
-        begin, theta = int(steps[0]), objective.initial()
-        if of.fork is not None:
-            raise ValueError(f"fork at={at}: the run {key} is a fork itself; fork from its base")
+    if kept:
+        points |= {int(path.stem.rpartition("-")[2]): path for path in folder.glob(f"{name}-*.pt")}
+    begin = max(s for s in points if s <= at)
+    found: Any = points[begin]
+    if found is None:
+        theta = objective.initial()
     elif isinstance(found, np.ndarray):
         theta = torch.from_numpy(np.array(found)).to(objective.x)
     else:
         theta = torch.load(found, map_location=objective.device, weights_only=True)
-    for t in range(begin, at):
+    rises = np.flatnonzero(np.diff(losses) > 0)
+    calm = int(steps[rises[rises > 100][0]]) if (rises > 100).any() else int(steps[-1])
+    for t in range(begin, at + 1):
         value, gradient, _ = objective.gradient(theta)
         apart = abs(float(value) / losses[t - steps[0]] - 1)
-        if not apart < 0.5:
-            raise store.StoreError(f"replaying {key}, the loss at step {t} is off by {apart:.0%}; record it again")
-        theta = theta - of.step_size * gradient
-    if at not in points:
-        save_checkpoint(folder / f"{key}-{at}.pt", theta)
+        if not apart < (1e-3 if t < calm else 0.5):
+            raise store.StoreError(f"replaying {name}, the loss at step {t} is off by {apart:.2%}; record it again")
+        if t < at:
+            theta = theta - of.step_size * gradient
+    if kept and at not in points:
+        save_checkpoint(folder / f"{name}-{at}.pt", theta)
     return theta

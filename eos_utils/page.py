@@ -46,6 +46,21 @@ def trajectory(p: SimpleNamespace) -> xr.Dataset:
     return run(experiment(p), Measure(k=p.k, stride=p.stride), source=p.source, device=p.device)
 
 
+def findings(paper: str, kind: str, verdicts_shown: tuple[str, ...]) -> Any:
+    """The claims of a paper that carry one of these verdicts on record, each with a link to the page that shows it."""
+    from IPython.display import HTML
+
+    rows = [_cells("th", "Place", "Claim", "As printed", "Corrected", "Shown on")]
+    for claim in claims.ledger():
+        if (claim["paper"], claim["kind"]) != (paper, kind) or claim["as_printed"] not in verdicts_shown:
+            continue
+        repaired = "–" if claim["corrected"] == "none" else _badge(claim["corrected"])
+        link = f'<a href="{claim["notebook"]}.html">{claim["notebook"]}</a>'
+        cells = (html.escape(claim["place"]), html.escape(claim["statement"].strip()))
+        rows.append(_cells("td", *cells, _badge(claim["as_printed"]), repaired, link))
+    return HTML(_scrollable("Findings", rows))
+
+
 def decayed(p: SimpleNamespace, name: str) -> xr.Dataset:
     """A run with a decay of the step size: the catalogue's ``name`` if it is what ``p`` describes, else computed.
 
@@ -57,39 +72,47 @@ def decayed(p: SimpleNamespace, name: str) -> xr.Dataset:
     if name in catalogue.catalogue() and p.source != "live":
         there = catalogue.find(name)
         other = dataclasses.replace(there.experiment, steps=0, fork=None, decay=None)
-        same = rational((there.experiment.decay or {}).get("factor", 1)) == rational(p.factor)
-        then = (there.experiment.decay or {}).get("then", there.experiment.steps)
-        if other == plain and same and then == p.then:
+        its = there.experiment.decay or {}
+        same = rational(its.get("factor", 1)) == rational(p.factor) and its.get("entered", p.after) == p.after
+        if other == plain and same and its.get("then", there.experiment.steps) == p.then:
             return run(there.experiment, source="recorded")
     whole = dataclasses.replace(plain, steps=p.steps, decay=decay)
     return run(whole, Measure(k=p.k, stride=p.stride), source=p.source, device=p.device)
 
 
 def step_set(activation: str) -> Any:
-    """The paper's set of step sizes in each reading: where λ1 starts, and what the first hundred steps do."""
+    """The paper's set of step sizes in each reading: where λ1 starts, and what the first hundred steps do.
+
+    λ1 at the start does not depend on the step size: a member without a run of its own takes it from another's.
+    """
     rows = []
     for labels, preprocessing in itertools.product(("onehot", "vehicles"), ("center", "standardize")):
-        for two_over in (30, 50, 150, 200):
-            found = on_record(f"fg_set_{activation}_{labels}_{preprocessing}_eta{two_over}")
-            if found is None:
-                continue
-            level, loss = scaled(found)[:, 0], found["loss"].values
-            start, rise = float(level[0]), float(loss.max() / loss[0])
-            if found.attrs["status"] == "diverged":
-                fate = f"diverges at step {found.attrs['last_step']}"
-            elif start >= 1:
-                fate = f"catapult: the loss rises {number(rise, 2)}-fold, λ₁ goes to {number(float(level[-1]), 2)}"
-            else:
-                fate = f"starts below the edge, λ₁ goes to {number(float(level[-1]), 2)}"
-                fate += f"; the loss rises {number(rise, 2)}-fold on the way" if rise > 1.01 else ""
+        names = {k: f"fg_set_{activation}_{labels}_{preprocessing}_eta{k}" for k in (30, 50, 150, 200)}
+        runs = {k: found for k, name in names.items() if (found := on_record(name)) is not None}
+        if not runs:
+            continue
+        two_over, some = next(iter(runs.items()))
+        sharpness = two_over * float(scaled(some)[0, 0])
+        for k in names:
             what = [
                 {"onehot": "ten", "vehicles": "one"}[labels],
-                {"center": "centred", "standardize": "standardised"}[preprocessing],
-                f"2/{two_over}",
+                {"center": "centred"}.get(preprocessing, "standardised"),
             ]
-            rows.append([*what, number(start, 3), fate])
-    header = ["Outputs", "Inputs", "η", "λ₁η/2 at the start", "After 100 steps"]
+            rows.append([*what, f"2/{k}", number(sharpness / k, 3), _fate(runs.get(k), sharpness / k)])
+    header = ["Outputs", "Inputs", "η", "λ₁η/2 at the start", "The first 100 steps"]
     return table("The paper's step sizes", header, rows)
+
+
+def _fate(found: xr.Dataset | None, start: float) -> str:
+    side = "above" if start >= 1 else "below"
+    if found is None:
+        return f"starts {side} the edge"
+    if found.attrs["status"] == "diverged":
+        return f"starts {side} the edge and diverges at step {found.attrs['last_step']}"
+    level, rise = float(scaled(found)[-1, 0]), float(found["loss"].max() / found["loss"][0])
+    if start >= 1:
+        return f"catapult: the loss rises {number(rise, 2)}-fold, λ₁η/2 goes to {number(level, 2)}"
+    return f"λ₁η/2 goes to {number(level, 2)}" + (f", the loss rises {number(rise, 2)}-fold" if rise > 1.01 else "")
 
 
 def on_record(name: str) -> xr.Dataset | None:
@@ -242,9 +265,7 @@ def _measured_here(mine: list[dict[str, Any]], trajectory: xr.Dataset, what: str
     rows = [_cells("th", "Statistic", "Measured here", "On record, mean over its runs")]
     for claim in mine:
         rule = claim.get("rule")
-        if not rule:
-            continue
-        if rule.get("by"):  # needs several runs
+        if not rule or "experiments" not in rule or rule.get("by"):  # nothing that this one run could show
             continue
         here = claims.STATISTICS[rule["statistic"]](trajectory, **rule.get("arguments", {}))
         found = claims.evaluate(claim)["statistic"]

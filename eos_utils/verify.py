@@ -24,7 +24,7 @@ from eos_utils.store import Store, root
 
 REPLAY_STEPS = 20
 LOSS_TOLERANCE = 1e-3  # relative, over 20 steps: rounding at the edge grows by a few per cent a step
-REPLAYED_SLACK = 50  # past the edge, replays of hundreds of steps on two machines agree to a few per cent
+REPLAYED_SLACK = 50  # at most; what a replay past the edge agrees to after hundreds of steps on another machine
 EIGENVALUE_TOLERANCE = 3e-3  # of the largest: three times what a record's own bounds allow
 
 
@@ -59,11 +59,11 @@ def replay(entry: Entry, *, device: str = "auto", quick: bool = False, store: St
     objective = entry.experiment.objective(pick_device(device), loaded)
     if loaded.sha256 != (recorded_data := store.manifest(entry.experiment.key)["provenance"]["data"]["sha256"]):
         raise DataError(f"the data have SHA-256 {loaded.sha256[:16]}, the record was made with {recorded_data[:16]}")
-    theta, first = start_of(entry.experiment, objective, store)
+    theta, first = start_of(entry.experiment, objective, store, kept=False)
     fork = entry.experiment.fork
     rough = fork is not None and isinstance(fork["at"], int)
     points = [("initialisation" if fork is None else "a replay of its base" if rough else "the fork", first, theta)]
-    if "snapshot" in run.coords:
+    if "snapshot" in run.coords and entry.experiment.project is None:  # a held direction is not in a snapshot
         for i, label in enumerate(run["snapshot"].values):
             theta = torch.from_numpy(np.array(run["theta"].values[i])).to(objective.device, objective.dtype)
             points.append((str(label), int(run["snapshot_step"].values[i]), theta))
@@ -73,18 +73,21 @@ def replay(entry: Entry, *, device: str = "auto", quick: bool = False, store: St
     if quick:  # past the edge where possible, with enough steps on record after it
         points = [point for point in points if point[1] + REPLAY_STEPS <= steps[-1]][-1:]
     for label, begin, theta in points:
-        worst, apart, projection = 0.0, 0.0, entry.experiment.projection()
+        worst, apart, first_apart, projection = 0.0, 0.0, 0.0, entry.experiment.projection()
         for t in range(begin, min(begin + REPLAY_STEPS, int(steps[-1])) + 1):
             value, gradient, _ = objective.gradient(theta)
             at = int(np.flatnonzero(steps == t)[0])
             worst = max(worst, abs(float(value) - loss[at]) / abs(loss[at]))
+            first_apart = worst if t == begin else first_apart
             for j in np.flatnonzero(measured == t):
                 cold = top_eigenpairs(Hessian(objective, theta), run.sizes["eig"], tol=1e-3, seed=t)
                 apart = max(apart, float(np.abs(cold.values.numpy() - eigenvalues[j]).max() / eigenvalues[j, 0]))
             if projection is not None:
                 gradient = projection(t, objective, theta, gradient)
             theta = theta - eta[at] * gradient
-        slack = REPLAYED_SLACK if rough and label == "a replay of its base" else 1.0
+        slack = 1.0
+        if label == "a replay of its base":  # as well as the loss there is known
+            slack = min(REPLAYED_SLACK, max(1.0, first_apart / 1e-4))
         found.append(Replay(label, begin, worst, apart, slack))
     return found
 

@@ -173,3 +173,55 @@ def test_a_recording_that_cannot_be_stored_is_not_lost(own_root, monkeypatch):
     stepped = []
     monkeypatch.setattr("eos_utils.run._Progress.__call__", lambda self, descent: stepped.append(descent.step))
     assert recording("base") and len(stepped) <= 1  # taken up at its end, not done again
+
+
+def test_a_fork_takes_its_base_and_its_step_from_the_seed(own_root):
+    (own_root / "experiments" / "a.yaml").write_text(
+        """
+base{seed}:
+  for: {seed: [100, 101]}
+  experiment: {dataset: digits, n: 200, steps: 40}
+fork{seed}:
+  for: {seed: [100, 101]}
+  experiment: {steps: 5, fork: {of: "base{seed}", at: {100: 20, 101: 25}, size: 0}, decay: {factor: 1/4, at_step: 0}}
+"""
+    )
+    runs = catalogue()
+    for seed, at in ((100, 20), (101, 25)):
+        fork = runs[f"fork{seed}"].experiment
+        assert fork.fork == {"of": runs[f"base{seed}"].experiment.key, "at": at, "size": "0", "seed": 0}
+        assert fork.seed == seed and fork.steps == 5 and fork.decay["factor"] == "1/4"
+
+
+def test_decays_and_held_directions_begin_where_an_entry_has_been_established():
+    """The steps in the catalogue are those that the recorded base runs give, not ones that were once typed."""
+    from eos_utils import page
+    from eos_utils.eos_stats import HALF, entry_step
+
+    runs = catalogue()
+    for name, eig in (("fg_fig3_after1", 1), ("fg_fig3_after2", 2), ("fg_fig3_after3", 3), ("fg_fig2_held", 1)):
+        for seed in range(100, 105):
+            base = page.on_record(f"fg_fig1_seed{seed}")
+            established = entry_step(base, eig) + HALF * int(base.attrs["stride"])
+            assert runs[f"{name}_seed{seed}"].experiment.fork["at"] == established, (name, seed)
+
+
+def test_a_seed_without_a_step_is_refused(own_root):
+    (own_root / "experiments" / "a.yaml").write_text(
+        """
+base{seed}:
+  for: {seed: [100, 101]}
+  experiment: {dataset: digits, n: 200, steps: 40}
+fork{seed}:
+  for: {seed: [100, 101]}
+  experiment: {steps: 5, fork: {of: "base{seed}", at: {100: 20}, size: 0}}
+"""
+    )
+    with pytest.raises(ValueError, match="at has no step for seed 101"):
+        catalogue()
+
+
+@pytest.mark.parametrize("at", [1300.0, None, True])
+def test_a_fork_begins_at_a_label_or_a_step(at):
+    with pytest.raises(ValueError, match="label of a snapshot or a step"):
+        Experiment(fork={"of": "k", "at": at, "size": 0, "seed": 0})

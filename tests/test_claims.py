@@ -274,6 +274,180 @@ def test_a_damaged_record_is_an_error_and_not_a_pending_claim(small_root):
         claims.evaluate(claim, root)
 
 
+# ---- rules on the runs of one seed --------------------------------------------------------------------
+
+
+@pytest.fixture
+def grouped_root(small_root, monkeypatch):
+    """Two runs for each of five seeds, and a statistic that says which runs it was given."""
+    root, claim = small_root
+    entry = {"for": {"seed": [100, 101, 102, 103, 104], "steps": [7, 8]}, "experiment": {"dataset": "digits", "n": 200}}
+    (root / "experiments" / "toy.yaml").write_text(yaml.safe_dump({"toy{seed}_{steps}": entry}))
+    seen = {}
+
+    def spread(mine, others, scale=1.0):
+        """Difference of the levels of the two runs of a seed."""
+        key = mine[0].attrs["key"]
+        seen[key] = ([run.attrs["key"] for run in mine], [run.attrs["key"] for run in others])
+        return scale * float(eos_stats.hover_level(mine[1]) - eos_stats.hover_level(mine[0]))
+
+    monkeypatch.setitem(claims.GROUPED, "spread", spread)
+    names = [f"toy{seed}_{steps}" for seed in range(100, 105) for steps in (8, 7)]
+    claim["rule"] = {
+        "statistic": "spread",
+        "arguments": {"scale": -1.0},
+        "accept_if": "> 0.02",
+        "reject_if": "< 0.01",
+        "experiments": names,
+        "by": "seed",
+        "min_runs": 5,
+    }
+    write_claim(root, claim)
+    return root, claim, names, seen
+
+
+def test_runs_of_a_seed_are_compared_in_the_order_of_the_rule(grouped_root):
+    root, claim, names, seen = grouped_root
+    runs = catalogue(root / "experiments")
+    store = Store(root / "results")
+    for name in names:
+        level = 1.08 if name.endswith("_8") else 1.04
+        key = runs[name].experiment.key
+        store.save(key, synthetic(level, seed=1, key=key), {"name": name})
+        if name == "toy104_8":
+            # The last seed has one of its two runs: it does not count, and is nobody's comparison.
+            assert claims.evaluate(claim, root)["as_printed"] == "pending"
+            assert runs["toy104_8"].experiment.key not in {k for _, others in seen.values() for k in others}
+    verdict = claims.evaluate(claim, root)
+    assert verdict["as_printed"] == "reproduced"
+    assert verdict["statistic"]["runs"].keys() == {f"seed {s}" for s in range(100, 105)}
+    assert verdict["statistic"]["value"] == pytest.approx(0.04, abs=0.01)
+    own, others = seen[runs["toy102_8"].experiment.key]
+    assert own == [runs["toy102_8"].experiment.key, runs["toy102_7"].experiment.key]
+    assert set(others) == {runs[n].experiment.key for n in names if not n.startswith("toy102")}
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"by": "width"}, "by is 'width'"),
+    ({"by": None, "statistic": "spread"}, "no statistic 'spread'"),
+    ({"forks": ["toy100_7"]}, "takes no forks"),
+])  # fmt: skip
+def test_grouped_rules_are_checked(grouped_root, change, message):
+    root, claim, _, _ = grouped_root
+    claim["rule"].update(change)
+    write_claim(root, claim)
+    with pytest.raises(claims.ClaimError, match=message):
+        claims.claims(root)
+
+
+def test_of_a_statistic_of_one_run_the_largest_of_a_seed_counts(grouped_root):
+    root, claim, names, _ = grouped_root
+    claim["rule"].update(statistic="hover_level", arguments={})
+    runs, store = catalogue(root / "experiments"), Store(root / "results")
+    for name in names:
+        key = runs[name].experiment.key
+        store.save(key, synthetic(1.08 if name.endswith("_7") else 1.04, seed=1, key=key), {"name": name})
+    found = claims.evaluate(claim, root)["statistic"]["runs"]
+    assert found.keys() == {f"seed {s}" for s in range(100, 105)}
+    high = synthetic(1.08, seed=1)
+    assert all(value == pytest.approx(eos_stats.hover_level(high)) for value in found.values())
+
+
+# ---- mathematical claims -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checked_root(small_root, monkeypatch):
+    """A mathematical claim whose check returns what a file says."""
+    root, claim = small_root
+    told = {"printed": 1.0, "corrected": 1e-14}
+
+    def error(form, trials=10):
+        """The largest error of a formula."""
+        return claims.Tested(told[form], trials, "random numbers")
+
+    monkeypatch.setitem(claims.CHECKS, "error", error)
+    claims._check.cache_clear()
+    claim["kind"] = "mathematical"
+    bounds = {"statistic": "error", "accept_if": "<= 1e-10", "reject_if": "> 1e-6"}
+    claim["rule"] = {**bounds, "arguments": {"form": "printed"}}
+    claim["rule"]["corrected"] = {**bounds, "arguments": {"form": "corrected", "trials": 20}}
+    write_claim(root, claim)
+    yield root, claim, told
+    claims._check.cache_clear()
+
+
+def test_a_mathematical_claim_is_tested_as_printed_and_corrected(checked_root):
+    root, claim, told = checked_root
+    verdict = claims.evaluate(claim, root)
+    assert (verdict["as_printed"], verdict["corrected"]) == ("counterexample", "holds on everything tested")
+    assert verdict["statistic"]["trials"] == 10 and verdict["corrected_statistic"]["trials"] == 20
+    assert verdict["scope"] == "random numbers" and not verdict["fragile"]
+    told.update(printed=0.0, corrected=1.0)
+    claims._check.cache_clear()
+    verdict = claims.evaluate(claim, root)
+    assert (verdict["as_printed"], verdict["corrected"]) == ("holds on everything tested", "fails")
+    told.update(printed=1e-8)
+    claims._check.cache_clear()
+    assert claims.evaluate(claim, root)["as_printed"] == "inconclusive"
+
+
+def test_outcomes_and_other_arguments(checked_root):
+    root, claim, _ = checked_root
+    claim["rule"]["outcomes"] = ["vacuous", "hypotheses not met"]
+    assert claims.evaluate(claim, root)["as_printed"] == "hypotheses not met"
+    assert claims.check(claim["rule"], form="corrected").value == 1e-14
+
+
+def test_the_number_of_a_check_may_drift_by_its_tolerance_and_no_more(checked_root):
+    root, claim, told = checked_root
+    claim["rule"]["tolerance"] = 0.05
+    write_claim(root, claim)
+    claims.update(root)
+    for value, drifts in ((1.04, 0), (1.06, 1)):
+        told["printed"] = value
+        claims._check.cache_clear()
+        assert len(claims.drift(root)) == drifts
+    told.update(printed=1.0, corrected=1e-3)  # the verdict on the corrected statement drifts too
+    claims._check.cache_clear()
+    assert "corrected" in claims.drift(root)[0]
+
+
+def test_a_reading_needs_its_reason(checked_root):
+    root, claim, _ = checked_root
+    claim["rule"] = {"reading": "not decidable as printed", "why": "r is not defined"}
+    write_claim(root, claim)
+    verdict = claims.evaluate(claims.claims(root)[0], root)
+    assert (verdict["as_printed"], verdict["statistic"]) == ("not decidable as printed", None)
+    for change, message in (({"why": ""}, "a reading is one of"), ({"reading": "true"}, "a reading is one of")):
+        write_claim(root, {**claim, "rule": {**claim["rule"], **change}})
+        with pytest.raises(claims.ClaimError, match=message):
+            claims.claims(root)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"statistic": "nothing"}, "no check 'nothing'"),
+    ({"outcomes": ["true", "false"]}, "outcomes are two of"),
+    ({"accept_if": "small"}, "'small' is no bound"),
+    ({"min_runs": 5}, "unknown field min_runs"),
+    ({"reject_if": None}, "missing field reject_if"),
+    ({"tolerance": 1.0}, "may drift by half"),
+    ({"corrected": {"statistic": "error", "acept_if": "< 1", "accept_if": "< 1", "reject_if": "> 1"}}, "acept_if"),
+])  # fmt: skip
+def test_malformed_checks_are_named(checked_root, change, message):
+    root, claim, _ = checked_root
+    claim["rule"].update(change)
+    claim["rule"] = {k: v for k, v in claim["rule"].items() if v is not None}
+    write_claim(root, claim)
+    with pytest.raises(claims.ClaimError, match=message):
+        claims.claims(root)
+
+
+def test_every_check_says_what_it_measures():
+    for name, check in {**claims.CHECKS, **claims.STATISTICS, **claims.GROUPED}.items():
+        assert (check.__doc__ or "").strip(), name
+
+
 def test_the_repository_s_ledger_does_not_drift():
     assert claims.drift(ROOT) == []
 

@@ -121,6 +121,15 @@ def test_decay_at_a_step():
     torch.testing.assert_close(descent.theta, quadratic.after(etas[:12]))  # once, and not again
 
 
+def test_a_run_ends_so_many_steps_after_its_decay():
+    quadratic = Quadratic()
+    done = gradient_descent(
+        quadratic.objective, Descent(quadratic.start, 0.4), Stop(50), decay=Decay(0.25, at_step=5, then=7)
+    )
+    assert (done.step, done.status, done.decayed_at) == (12, "steps", 5)
+    assert torch.allclose(done.theta, quadratic.after([0.4] * 5 + [0.1] * 7), atol=1e-12)
+
+
 def test_decay_on_entry_waits_for_an_observer():
     quadratic = Quadratic()
     for entry, wanted in ((6, 6), (None, None)):

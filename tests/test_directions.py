@@ -98,50 +98,97 @@ def test_rates_before_entry_are_those_that_were_put_in():
     assert directions.rate_spread(run, 3, 30) == pytest.approx((0.004 - 0.002) / 0.003, rel=1e-6)
     assert directions.rate_spread(run_of(ramp([0.003] * 3)), 3, 30) == pytest.approx(0, abs=1e-6)
     assert np.isnan(directions.rate_spread(run_of(0.5 * ramp(rates)), 3, 30))  # never enters
+    early = run_of(ramp(rates, enters=34))
+    assert np.isfinite(directions.rate_spread(early, 3, 24)) and np.isnan(directions.rate_spread(early, 3, 25))
 
 
-def noisy(seed, shared):
+def moving(seed, shared, alternating):
+    """Five directions at the edge: a noise, or an alternation with a noisy amplitude, each own or in common."""
     generator = np.random.default_rng(seed)
     rows = ramp([0.004] * 5, count=200)
-    common = generator.normal(size=(200, 1))
-    own = generator.normal(size=(200, 5))
-    rows[:, :5] += 1e-3 * (shared * common + (1 - shared) * own)
+    noise = shared * generator.normal(size=(200, 1)) + (1 - shared) * generator.normal(size=(200, 5))
+    if alternating:
+        # An amplitude that wanders slowly on an alternation that all runs have in step.
+        wander = np.cumsum(noise, axis=0) / 30
+        noise = 4 * (-1.0) ** np.arange(200)[:, None] * (1 + 0.3 * wander)
+    rows[:, :5] += 1e-3 * noise
     return run_of(rows, k=8)
 
 
-def test_dependence_is_seen_where_it_is_and_not_where_it_is_not():
-    for shared, low, high in ((0.0, -0.08, 0.08), (0.9, 0.6, 1.0)):
-        runs = [noisy(seed, shared) for seed in range(5)]
+@pytest.mark.parametrize("alternating", [False, True])
+def test_dependence_is_seen_where_it_is_and_not_where_it_is_not(alternating):
+    for shared, low, high in ((0.0, -0.15, 0.15), (0.9, 0.3, 1.0)):
+        runs = [moving(seed, shared, alternating) for seed in range(5)]
         found = [directions.dependence_excess([r], [o for o in runs if o is not r]) for r in runs]
-        assert low < np.mean(found) < high
+        assert low < np.mean(found) < high, (shared, found)
 
 
-def held_pair(shift):
-    """A base run and one in which the first direction stands still and the others rise ``shift`` measurements later."""
+def test_a_direction_that_is_lost_gives_no_number():
+    run = moving(0, 0.0, False)
+    run["overlap"].values[90] *= 0.1
+    assert np.isnan(directions.dependence_excess([run], [moving(1, 0.0, False)]))
+    early = run_of(ramp([0.004, 0.003, 0.002]))
+    early["overlap"].values[45] *= 0.1
+    assert np.isnan(directions.rate_spread(early, 3, 24))
+
+
+def held_pair(shift, late=0, first=30):
+    """A base run and one, from measurement ``first`` on, in which the others rise ``shift`` measurements later."""
     t = np.arange(150)
 
-    def rows(late, first):
+    def rows(later, own):
         out = np.tile(0.01 * np.arange(P)[::-1] / P, (150, 1))
-        out[:, 0] = first
+        out[:, 0] = own
         for i in (1, 2):
-            out[:, i] = np.minimum(0.5 + 0.01 * (t - late) - 0.02 * i, 1.0)
+            out[:, i] = np.minimum(0.5 + 0.01 * (t - late - later) - 0.02 * i, 1.0)
+        out[:, 3] = 0.965 + 0.02 * (t > 15)  # has entered before anything is held
         return out
 
-    return run_of(rows(0, 0.99)), run_of(rows(shift, 0.99 + 0.005 * t))
+    base, held = run_of(rows(0, 0.99)), run_of(rows(np.where(t >= first, shift, 0), 0.99 + 0.005 * t))
+    cut = {"measured": slice(first, None), "step": slice(first * STRIDE, None)}
+    return base, held.isel(cut)
 
 
-@pytest.mark.parametrize("shift", [0, 20, -20])
+@pytest.mark.parametrize("shift", [0, 20, -8])
 def test_entry_shift_counts_steps_between_the_entries_of_the_others(shift):
     base, held = held_pair(shift)
-    assert directions.entry_shift([base, held], [], 2, yardstick=300) == pytest.approx(shift * STRIDE / 300, abs=1e-9)
+    found = directions.entry_shift([base, held], [], 2, yardstick=300)
+    assert found == pytest.approx(abs(shift) * STRIDE / 300, abs=1e-9)
+    entries = directions.entries_beside_first(base, held)
+    assert np.nanmin(entries[0]) < 30 * STRIDE  # the one that had entered is seen, and does not count
+
+
+def test_an_entry_right_after_the_beginning_is_seen():
+    # The others reach 0.98 in the base at measurements 50 and 52, in the held run 12 earlier: 8 and 10 after it begins.
+    base, held = held_pair(-12, first=30)
+    entries = directions.entries_beside_first(base, held)
+    assert np.nanmin(np.where(entries > 30 * STRIDE, entries, np.nan)) == 38 * STRIDE
 
 
 def test_an_eigenvalue_that_never_enters_counts_as_entering_at_the_end():
     base, held = held_pair(1000)
     entries = directions.entries_beside_first(base, held)
-    assert not np.isnan(entries).any() and np.isnan(directions.entries_beside_first(held, held)).all()
-    expected = (149 * STRIDE - entries.mean()) / 300
+    waiting = entries[:, [not np.isnan(e).all() and np.nanmin(e) > 20 * STRIDE for e in entries.T]]
+    assert np.isnan(waiting[1]).all() and not np.isnan(waiting[0]).any()
+    expected = (149 * STRIDE - waiting[0]).mean() / 300
     assert directions.entry_shift([base, held], [], 2, yardstick=300) == pytest.approx(expected)
+    never = held_pair(0, late=1000)
+    assert np.isnan(directions.entry_shift(list(never), [], 2))
+
+
+def test_runs_of_different_lengths_are_compared_over_the_time_they_share():
+    base, held = held_pair(0)
+    shorter = base.isel({"measured": slice(0, 45), "step": slice(0, 44 * STRIDE + 1)})
+    assert np.isnan(directions.entry_shift([shorter, held], [], 2))  # nothing enters by then
+    assert directions.entries_beside_first(base, held).shape == (2, 5)
+
+
+def test_runs_that_do_not_begin_alike_are_not_compared():
+    base, held = held_pair(0)
+    held = held.assign(loss=held["loss"] * 1.01)
+    assert np.isnan(directions.entry_shift([base, held], [])) and np.isnan(
+        directions.roughness_without([base, held], [])
+    )
 
 
 def test_roughness_without_compares_the_others_only():
@@ -152,6 +199,9 @@ def test_roughness_without_compares_the_others_only():
     base[:, :5] += wobble[:, None] * np.array([3, 1, 1, 1, 1])
     held[:, 1:5] += 0.1 * wobble[:, None]
     found = directions.roughness_without([run_of(base), run_of(held)], [])
+    sunk = run_of(base)
+    sunk["overlap"].values[60] *= 0.1
+    assert np.isnan(directions.roughness_without([run_of(base), sunk], []))
     assert found == pytest.approx(0.1, rel=0.05)
     assert directions.roughness_without([run_of(base), run_of(base)], []) == pytest.approx(1.0)
     assert HALF == 10  # the window above is the 21 measurements from the entry on

@@ -1,0 +1,127 @@
+"""What notebook pages show: runs with a decay, the set of step sizes, checks and findings."""
+
+import json
+import types
+
+import pytest
+import yaml
+
+from eos_utils import claims, page
+from eos_utils.catalogue import find
+from eos_utils.run import compute
+from eos_utils.store import Store, StoreError
+
+CATALOGUE = """
+base:
+  experiment: {dataset: digits, n: 200, width: 8, eta: 2/2, steps: 40, seed: 100}
+  measure: {k: 2, stride: 2}
+after1:
+  experiment: {steps: 10, fork: {of: base, at: 30, size: 0}, decay: {factor: 1/4, at_step: 0}}
+  measure: {k: 2, stride: 2}
+whole:
+  experiment:
+    {dataset: digits, n: 200, width: 8, eta: 2/2, steps: 60, seed: 100, decay: {factor: 1/4, entered: 1, then: 10}}
+  measure: {k: 2, stride: 1}
+"""
+
+
+def parameters(**changes):
+    fields = {
+        "dataset": "digits", "n": 200, "labels": "onehot", "preprocessing": "center", "width": 8, "depth": 1,
+        "activation": "relu", "loss": "half_mse", "eta": "2/2", "seed": 100, "steps": 60, "k": 2, "stride": 1,
+        "factor": "1/4", "after": 1, "then": 10, "source": "auto", "device": "cpu",
+    }  # fmt: skip
+    return types.SimpleNamespace(**{**fields, **changes})
+
+
+@pytest.fixture
+def recorded(own_root):
+    (own_root / "experiments" / "a.yaml").write_text(CATALOGUE)
+    for name in ("base", "after1"):
+        entry = find(name)
+        result, provenance = compute(entry.experiment, entry.measure, progress=False)
+        Store().save(entry.experiment.key, result, {"name": name, **provenance})
+    return own_root
+
+
+def test_a_decay_on_record_is_taken_and_any_other_is_computed(recorded):
+    run = page.decayed(parameters(), "after1")
+    assert run.attrs["source"] == "recorded" and run.attrs["key"] == find("after1").experiment.key
+    for change in ({"source": "live"}, {"seed": 101}, {"factor": "1/2"}, {"then": 9}, {"width": 9}):
+        other = page.decayed(parameters(**change), "after1")
+        assert other.attrs["source"] == "live", change
+        at, fields = other.attrs["decayed_at"], json.loads(other.attrs["experiment"])
+        assert at > 0 and other.attrs["last_step"] == at + change.get("then", 10), change
+        assert fields["decay"]["entered"] == 1 and "fork" not in fields
+    assert not page.is_canonical(page.decayed(parameters(seed=101), "after1"), "after1")
+    assert page.is_canonical(run, "after1")
+
+
+def test_a_decay_after_another_number_of_entries_is_another_run(recorded):
+    entry = find("whole")
+    result, provenance = compute(entry.experiment, entry.measure, progress=False)
+    Store().save(entry.experiment.key, result, {"name": "whole", **provenance})
+    assert page.decayed(parameters(), "whole").attrs["source"] == "recorded"
+    assert page.decayed(parameters(after=2), "whole").attrs["source"] != "recorded"
+
+
+def test_a_decay_that_is_registered_but_not_recorded_is_an_error(recorded):
+    Store().manifest_path(find("after1").experiment.key).unlink()
+    with pytest.raises(StoreError, match="no usable record"):
+        page.decayed(parameters(), "after1")
+
+
+def text(shown):
+    from bs4 import BeautifulSoup
+
+    rows = BeautifulSoup(shown.data, "html.parser").find_all("tr")
+    return [[cell.get_text() for cell in row.find_all(["td", "th"])] for row in rows]
+
+
+def test_the_set_of_step_sizes_says_what_each_does(own_root):
+    shared = {"dataset": "digits", "n": 200, "width": 8, "seed": 100, "steps": 12}
+    lines = {}
+    for two_over, eta in ((30, "2/30"), (50, "2/50"), (150, "5")):
+        entry = {"experiment": {**shared, "eta": eta}, "measure": {"k": 1, "stride": 3}}
+        lines[f"fg_set_relu_onehot_center_eta{two_over}"] = entry
+    for labels in ("onehot", "vehicles"):
+        for preprocessing in ("center", "standardize"):
+            for two_over in (30, 50, 150, 200):
+                name = f"fg_set_relu_{labels}_{preprocessing}_eta{two_over}"
+                lines.setdefault(name, {"experiment": {**shared, "seed": len(lines)}})
+    (own_root / "experiments" / "set.yaml").write_text(yaml.safe_dump(lines))
+    for two_over in (30, 50, 150):
+        entry = find(f"fg_set_relu_onehot_center_eta{two_over}")
+        result, provenance = compute(entry.experiment, entry.measure, progress=False)
+        if two_over == 150:
+            assert float(result["eigenvalue"][0, 0]) * 5 / 2 > 1
+        Store().save(entry.experiment.key, result, {"name": entry.name, **provenance})
+    shown = text(page.step_set("relu"))
+    assert len(shown) == 5 and shown[1][:3] == ["ten", "centred", "2/30"] and shown[4][2] == "2/200"
+    assert "λ₁η/2 goes to" in shown[1][4] and shown[4][4] == "starts below the edge"
+    assert "catapult" in shown[3][4] or "diverges at step" in shown[3][4]
+    assert float(shown[4][3]) == pytest.approx(float(shown[1][3]) * 30 / 200, rel=0.02)
+
+
+def test_checks_give_a_verdict_with_the_rule_s_settings_alone():
+    p = types.SimpleNamespace(trials=2000, seeds=30, steps=200, source="live")
+    changed = types.SimpleNamespace(**{**vars(p), "trials": 50})
+    assert "no verdict" in page.checks("fg_lemma_a_2_recursion", changed).data
+    rows = text(page.checks("fg_lemma_a_2_recursion", types.SimpleNamespace(source="live")))
+    assert rows[0][-2:] == ["As printed", "Corrected"] and all("counterexample" in row[-2] for row in rows[1:])
+
+
+def test_findings_are_the_ledger_s(monkeypatch):
+    rows = text(page.findings("FG", "mathematical", ("counterexample",)))[1:]
+    expected = [
+        c
+        for c in claims.ledger()
+        if (c["paper"], c["kind"]) == ("FG", "mathematical") and c["as_printed"] == "counterexample"
+    ]
+    assert [row[1] for row in rows] == [c["statement"].strip() for c in expected] and len(rows) > 10
+    assert text(page.findings("FG", "mathematical", ("no such verdict",)))[1:] == []
+
+
+def test_a_command_can_be_pasted_into_a_shell():
+    shown = page.computed("fg_theorem_3_1", types.SimpleNamespace(labels="1, 1, -2/3", m=4, source="live")).data
+    assert "-p labels &#x27;1, 1, -2/3&#x27;" in shown and "-p m 4" in shown
