@@ -31,8 +31,16 @@ def _tones(count: int) -> np.ndarray:
     return np.linspace(0, 1, max(2, count))[:count]
 
 
-def scaled_panel(run: xr.Dataset, title: str, k: int = 5, begin: float = 0, end: float = np.inf) -> Panel:
-    """λ1 to λk times η/2 over the step, with the edge; the entry of λ1 is marked."""
+def scaled_panel(
+    run: xr.Dataset,
+    title: str,
+    k: int = 5,
+    begin: float = 0,
+    end: float = np.inf,
+    xlabel: str = "step",
+    legend: str = "lower right",
+) -> Panel:
+    """λ1 to λk times η/2 over the step, with the edge; the entry of λ1 is marked, except where a direction is held."""
     steps = run["measured"].values
     inside = (steps >= begin) & (steps <= end)
     values = scaled(run)[inside]
@@ -41,8 +49,8 @@ def scaled_panel(run: xr.Dataset, title: str, k: int = 5, begin: float = 0, end:
         for i, tone in reversed(list(enumerate(_tones(k))))
     ]
     enters = entry_step(run)
-    marks = [enters] if begin <= enters <= end else []
-    return Panel(curves, "λᵢ · η/2", "step", title, level=1.0, level_label="", marks=marks, legend="lower right")
+    marks = [enters] if begin <= enters <= end and experiment_of(run).project is None else []
+    return Panel(curves, "λᵢ · η/2", xlabel, title, level=1.0, level_label="", marks=marks, legend=legend)
 
 
 def followed_panel(run: xr.Dataset, title: str, count: int = 5, begin: float | None = None) -> Panel:
@@ -93,14 +101,15 @@ def growth(groups: Mapping[str, Sequence[xr.Dataset]], ylabel: str = "growth of 
     return Panel(curves, ylabel, "steps since the decay", legend="upper left")
 
 
-def fits(run: xr.Dataset, title: str) -> Panel:
-    """λ1·η/2 after the decay with the best line, logarithm and exponential approach."""
+def misfits(run: xr.Dataset, title: str) -> Panel:
+    """λ1·η/2 after the decay less the best line, logarithm and exponential approach, in thousandths."""
     steps, values = (x[SETTLE:] for x in after_decay(run))
-    shapes = model_fits(steps, values)
-    curves = [Curve(steps, values, "measured", "points", 0.0)]
-    for (name, curve), kind in zip(shapes.items(), ("dotted", "line", "dashed"), strict=True):
-        curves.append(Curve(steps, curve, name, kind, None if name != "logarithm" else 0.6))
-    return Panel(curves, "λ₁ · η/2", "steps since the decay", title, legend="lower right")
+    curves = []
+    looks = {"line": ("dotted", None), "logarithm": ("line", 0.0), "approach": ("dashed", 0.7)}
+    for name, fit in model_fits(steps, values).items():
+        kind, tone = looks[name]
+        curves.append(Curve(steps, 1000 * (values - fit), name, kind, tone))
+    return Panel(curves, "measured − fitted, 10⁻³", "steps since the decay", title)
 
 
 def roughness_panel(run: xr.Dataset, title: str, k: int) -> Panel:
@@ -163,20 +172,12 @@ def growth_rates(groups: Mapping[str, Sequence[xr.Dataset]]) -> Table:
     return ["Decay", *seeds, "mean", "second half / first half"], rows
 
 
-def shapes() -> Table:
-    """A row for each recorded run of Figure 5: growth after the decay and how the three shapes fit."""
+def shapes(runs: Mapping[str, xr.Dataset]) -> Table:
+    """A row for each run with a decay: growth after it, and residual sums of squares over that of the best shape."""
     rows = []
-    for kind, name in (
-        ("tanh_mse", "tanh, squared loss"),
-        ("tanh_ce", "tanh, cross-entropy"),
-        ("relu_ce", "ReLU, cross-entropy"),
-    ):
-        for seed in range(100, 105):
-            run = on_record(f"fg_fig5_{kind}_seed{seed}")
-            if run is None or run.attrs["decayed_at"] < 0:
-                continue
-            rest = residuals(run)
-            best = min(rest.values())
-            row = [name, str(seed), f"{int(run.attrs['decayed_at']):,}", f"{100 * growth_after_decay(run):.1f} %"]
-            rows.append([*row, *(f"{r / best:.2f}" for r in rest.values())])
-    return ["Setting", "Seed", "Decay at", "Growth", "line", "logarithm", "approach"], rows
+    for name, run in runs.items():
+        rest = residuals(run)
+        best = min(rest.values())
+        row = [name, f"{int(run.attrs['decayed_at']):,}", f"{100 * growth_after_decay(run):.1f} %"]
+        rows.append([*row, *(f"{r / best:.2f}" for r in rest.values())])
+    return ["Setting", "Decay at", "Growth", "line", "logarithm", "approach"], rows

@@ -55,7 +55,8 @@ def _replayed(name: str, base: xr.Dataset, at: int, objective: Objective, kept: 
     steps, losses = base["step"].values, base["loss"].values
     if not steps[0] <= at <= steps[-1]:
         raise ValueError(f"fork at={at}: the run {name} has steps {steps[0]} to {steps[-1]}")
-    folder, points = data.cache_folder() / "points", {int(steps[0]): None}
+    folder = data.cache_folder() / "points"
+    points: dict[int, Any] = {int(steps[0]): None}
     if "snapshot" in base.coords:
         points |= {int(s): base["theta"].values[i] for i, s in enumerate(base["snapshot_step"].values)}
     if kept:

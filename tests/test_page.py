@@ -14,10 +14,10 @@ from eos_utils.store import Store, StoreError
 CATALOGUE = """
 base:
   experiment: {dataset: digits, n: 200, width: 8, eta: 2/2, steps: 40, seed: 100}
-  measure: {k: 2, stride: 2}
+  measure: {k: 2, stride: 3}
 after1:
   experiment: {steps: 10, fork: {of: base, at: 30, size: 0}, decay: {factor: 1/4, at_step: 0}}
-  measure: {k: 2, stride: 2}
+  measure: {k: 2, stride: 3}
 whole:
   experiment:
     {dataset: digits, n: 200, width: 8, eta: 2/2, steps: 60, seed: 100, decay: {factor: 1/4, entered: 1, then: 10}}
