@@ -50,14 +50,13 @@ def findings(paper: str, kind: str, verdicts_shown: tuple[str, ...]) -> Any:
     """The claims of a paper that carry one of these verdicts on record, each with a link to the page that shows it."""
     from IPython.display import HTML
 
-    rows = [_cells("th", "Place", "Claim", "As printed", "Corrected", "Shown on")]
+    rows = [_cells("th", "Place", "Claim, and where it is shown", "As printed", "Corrected")]
     for claim in claims.ledger():
         if (claim["paper"], claim["kind"]) != (paper, kind) or claim["as_printed"] not in verdicts_shown:
             continue
         repaired = "–" if claim["corrected"] == "none" else _badge(claim["corrected"])
-        link = f'<a href="{claim["notebook"]}.html">{claim["notebook"]}</a>'
-        cells = (html.escape(claim["place"]), html.escape(claim["statement"].strip()))
-        rows.append(_cells("td", *cells, _badge(claim["as_printed"]), repaired, link))
+        link = f'<a href="{claim["notebook"]}.html">{html.escape(claim["statement"].strip())}</a>'
+        rows.append(_cells("td", html.escape(claim["place"]), link, _badge(claim["as_printed"]), repaired))
     return HTML(_scrollable("Findings", rows))
 
 
