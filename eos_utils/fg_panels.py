@@ -41,7 +41,7 @@ def scaled_panel(
     legend: str = "lower right",
 ) -> Panel:
     """λ1 to λk times η/2 over the step, with the edge; the entry of λ1 is marked, except where a direction is held."""
-    steps = run["measured"].values
+    steps, k = run["measured"].values, min(k, run.sizes["eig"])
     inside = (steps >= begin) & (steps <= end)
     values = scaled(run)[inside]
     curves = [
@@ -114,6 +114,7 @@ def misfits(run: xr.Dataset, title: str) -> Panel:
 
 def roughness_panel(run: xr.Dataset, title: str, k: int) -> Panel:
     """The running median over 21 measurements of the absolute second difference of each of λ1 to λk."""
+    k = min(k, run.sizes["eig"])
     rough = np.abs(np.diff(scaled(run)[:, :k], n=2, axis=0))
     medians = np.median(np.lib.stride_tricks.sliding_window_view(rough, ENTRY_WINDOW, axis=0), axis=-1)
     steps = run["measured"].values[1 + HALF : 1 + HALF + len(medians)]
