@@ -15,6 +15,7 @@ from eos_utils.decay_stats import (
     model_fits,
     rate_change,
     residuals,
+    undetermined_share,
 )
 from eos_utils.directions import entries_beside_first, follow, growth_rates_before, rate_spread
 from eos_utils.eos_stats import HALF, entry_step, scaled
@@ -157,20 +158,17 @@ def entries_held(seeds: Sequence[int]) -> Table:
 
 
 def growth_rates(groups: Mapping[str, Sequence[xr.Dataset]]) -> Table:
-    """A row for each group: growth rates after the decay in units of the old edge per 100 steps, each seed and mean."""
+    """A row for each group: growth rates after the decay in units of the old edge per 100 steps, each seed and mean.
+
+    Last, the largest share of changes over 75 steps that are too small for the error of an eigenvalue.
+    """
     rows = []
     for label, runs in groups.items():
         rates = [100 * growth_rate(run) for run in runs]
-        rows.append(
-            [
-                label,
-                *(f"{r:.4f}" for r in rates),
-                f"{np.mean(rates):.4f}",
-                f"{np.mean([rate_change(r) for r in runs]):.2f}",
-            ]
-        )
+        change, open_ = np.mean([rate_change(run) for run in runs]), max(undetermined_share(run) for run in runs)
+        rows.append([label, *(f"{r:.4f}" for r in rates), f"{np.mean(rates):.4f}", f"{change:.2f}", f"{open_:.0%}"])
     seeds = [f"seed {experiment_of(run).seed}" for run in next(iter(groups.values()))]
-    return ["Decay", *seeds, "mean", "second half / first half"], rows
+    return ["Decay", *seeds, "mean", "second half / first half", "undetermined"], rows
 
 
 def shapes(runs: Mapping[str, xr.Dataset]) -> Table:
