@@ -47,6 +47,12 @@ def initial_sharpness(run: xr.Dataset) -> float:
     return float(scaled(run)[0, 0])
 
 
+def rate_to_entry(run: xr.Dataset) -> float:
+    """Mean growth of λ1·η/2 a step from the first measurement to its entry; nan for never."""
+    at, steps, values = _entry(run), run["measured"].values, scaled(run)[:, 0]
+    return float("nan") if not at else float((values[at] - values[0]) / (steps[at] - steps[0]))
+
+
 def sharpening_ratio(run: xr.Dataset) -> float:
     """Largest running median of λ1 up to its entry (or the end), over its first value."""
     at = _entry(run)

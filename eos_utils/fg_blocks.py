@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from eos_utils.fg_course import parse_labels
 from eos_utils.fg_theory import Array, aligned_set, initial, problem
 
 Mask = NDArray[np.bool_]
@@ -30,22 +31,6 @@ class Path(NamedTuple):
     w: Array
     a: Array
     error: Array
-
-
-def parse_labels(text: str) -> tuple[float, ...]:
-    """Numbers separated by commas, of both signs, the positive ones heavier (Assumption 2.1); else ValueError.
-
-    >>> parse_labels("1, 1, -0.8")
-    (1.0, 1.0, -0.8)
-    """
-    try:
-        y = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"labels={text!r}: write numbers separated by commas, such as {LABELS!r}") from None
-    positive, negative = (sum(v * v for v in y if s * v > 0) for s in (1, -1))
-    if not (np.isfinite(y).all() and all(y) and 0 < negative < positive):
-        raise ValueError(f"labels={text!r}: none may be 0, both signs must occur, the positive ones heavier in squares")
-    return y
 
 
 def sizes(y: Array) -> tuple[float, float]:

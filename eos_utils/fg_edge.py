@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eos_utils.fg_blocks import Mask, Path, coupled, cut, descend, losses, parse_labels, sizes, starts, tops, train
+from eos_utils.fg_blocks import Mask, Path, coupled, cut, descend, losses, sizes, starts, tops, train
+from eos_utils.fg_course import parse_labels
 from eos_utils.fg_theory import Array, Tested
 
 DEATH = 1.5 * np.sqrt(3) - 1  # q above which the map throws neurons out

@@ -175,9 +175,7 @@ def test_a_recording_that_cannot_be_stored_is_not_lost(own_root, monkeypatch):
     assert recording("base") and len(stepped) <= 1  # taken up at its end, not done again
 
 
-def test_a_fork_takes_its_base_and_its_step_from_the_seed(own_root):
-    (own_root / "experiments" / "a.yaml").write_text(
-        """
+OF_SEEDS = """
 base{seed}:
   for: {seed: [100, 101]}
   experiment: {dataset: digits, n: 200, steps: 40}
@@ -185,7 +183,10 @@ fork{seed}:
   for: {seed: [100, 101]}
   experiment: {steps: 5, fork: {of: "base{seed}", at: {100: 20, 101: 25}, size: 0}, decay: {factor: 1/4, at_step: 0}}
 """
-    )
+
+
+def test_a_fork_takes_its_base_and_its_step_from_the_seed(own_root):
+    (own_root / "experiments" / "a.yaml").write_text(OF_SEEDS)
     runs = catalogue()
     for seed, at in ((100, 20), (101, 25)):
         fork = runs[f"fork{seed}"].experiment
@@ -207,16 +208,7 @@ def test_decays_and_held_directions_begin_where_an_entry_has_been_established():
 
 
 def test_a_seed_without_a_step_is_refused(own_root):
-    (own_root / "experiments" / "a.yaml").write_text(
-        """
-base{seed}:
-  for: {seed: [100, 101]}
-  experiment: {dataset: digits, n: 200, steps: 40}
-fork{seed}:
-  for: {seed: [100, 101]}
-  experiment: {steps: 5, fork: {of: "base{seed}", at: {100: 20}, size: 0}}
-"""
-    )
+    (own_root / "experiments" / "a.yaml").write_text(OF_SEEDS.replace(", 101: 25", ""))
     with pytest.raises(ValueError, match="at has no step for seed 101"):
         catalogue()
 

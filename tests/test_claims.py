@@ -51,6 +51,7 @@ def test_statistics_of_a_known_run():
     run = synthetic(level=1.04)
     assert eos_stats.initial_sharpness(run) == pytest.approx(0.2)
     assert eos_stats.sharpening_steadiness(run) == 1.0
+    assert eos_stats.rate_to_entry(run) == pytest.approx(0.0084 / STRIDE)  # 0.84 over 100 measurements
     assert eos_stats.sharpening_ratio(run) == pytest.approx(0.98 / 0.2, rel=0.1)
     assert eos_stats.hover_level(run) == pytest.approx(0.04, abs=0.021)
     assert eos_stats.hover_share(run) == 1.0

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from eos_utils import fg_blocks as blocks
 from eos_utils import fg_edge as edge
 from eos_utils import fg_theory as fg
+from eos_utils.fg_course import parse_labels
 
 MODEL = {"labels": blocks.LABELS, "m": 40, "scale": 1e-3}
 SMALL = {**MODEL, "steps": 1200, "seed": 200, "seeds": 4}
@@ -97,7 +98,7 @@ def test_quotients_are_those_of_the_theorem(sign):
 
 
 def test_only_the_last_steps_are_kept_and_cut_agrees_with_them():
-    y, eta = np.array(blocks.parse_labels(blocks.LABELS)), np.array([3.0])
+    y, eta = np.array(parse_labels(blocks.LABELS)), np.array([3.0])
     w, a = blocks.starts(y, 40, 1e-3, 200, 1)
     whole, tail = blocks.descend(y, eta, w, a, 50), blocks.descend(y, eta, w, a, 50, 9)
     assert len(tail.w) == 10 and len(tail.error) == 51
@@ -120,11 +121,11 @@ def test_blocks_decouple_and_the_hessian_between_them_is_zero():
 @pytest.mark.parametrize("text", ["1, 1", "1, 0, -0.5", "0.5, -1", "1, x", "__import__('os')", "1, -1", "nan, -1", ""])
 def test_labels_that_are_none_are_refused(text):
     with pytest.raises(ValueError, match="labels="):
-        blocks.parse_labels(text)
+        blocks.train(text, 1.1, 8, 1e-3, 2, 100)
 
 
 def test_starts_meet_the_assumption_or_say_that_they_can_not():
-    y = np.array(blocks.parse_labels(blocks.LABELS))
+    y = np.array(parse_labels(blocks.LABELS))
     w, a = blocks.starts(y, 12, 1e-3, 200, 20)
     p = fg.problem(list(y), 1.0)
     assert all(fg.aligned_set(fg.Network(*net), p, s).size for net in zip(w, a, strict=True) for s in (1, -1))
