@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from eos_utils.experiment import Experiment, Measure
+from eos_utils.forks import point_path
 from eos_utils.run import compute, forget
 from eos_utils.store import Status, Store, root
 
@@ -118,9 +119,16 @@ def record(entry: Entry, *, device: str = "auto", progress: bool = True, replace
         return False
     if progress:
         print(f"recording {entry.name} ({entry.experiment.key})", file=sys.stderr)
-    result, provenance = compute(entry.experiment, entry.measure, device=device, progress=progress, records=store)
-    saved = store.save(
-        entry.experiment.key, result, {"name": entry.name, **provenance}, replace=state != "missing" or replace
+    key = entry.experiment.key
+    forks = [e.experiment.fork for e in catalogue().values() if e.experiment.fork]
+    points = {fork["at"] for fork in forks if fork["of"] == key and isinstance(fork["at"], int)}
+    result, provenance = compute(
+        entry.experiment, entry.measure, device=device, progress=progress, records=store, points=points
     )
+    saved = store.save(key, result, {"name": entry.name, **provenance}, replace=state != "missing" or replace)
+    if saved:
+        for step in points:  # so that the forks need not replay it
+            if point_path(key, "new", step).is_file():
+                point_path(key, "new", step).replace(point_path(key, store.manifest(key)["sha256"][:8], step))
     forget(entry.experiment, entry.measure)
     return saved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def start_of(
     labels = [str(s) for s in base["snapshot"].values] if "snapshot" in base.coords else []
     if isinstance(fork["at"], int):
         known = records.manifest(fork["of"])["sha256"][:8]
-        theta, step = _replayed(f"{fork['of']}-{known}", base, fork["at"], objective, kept), fork["at"]
+        theta, step = _replayed(fork["of"], known, base, fork["at"], objective, kept), fork["at"]
     elif fork["at"] in labels:
         i = labels.index(fork["at"])
         theta = torch.from_numpy(np.array(base["theta"].values[i])).to(objective.device, objective.dtype)
@@ -41,7 +42,12 @@ def start_of(
     return theta + float(rational(fork["size"], "fork size")) * theta.norm() / noise.norm() * noise, step
 
 
-def _replayed(name: str, base: xr.Dataset, at: int, objective: Objective, kept: bool) -> torch.Tensor:
+def point_path(key: str, version: str, step: int) -> pathlib.Path:
+    """Where θ of a recorded run at a step is kept; ``version``: its record's checksum, 'new' while it is under way."""
+    return data.cache_folder() / "points" / f"{key}-{version}-{step}.pt"
+
+
+def _replayed(name: str, version: str, base: xr.Dataset, at: int, objective: Objective, kept: bool) -> torch.Tensor:
     """θ of a recorded run at a step, by gradient descent from the nearest point known before it; kept for the next.
 
     The loss is compared with the record at every step: to a thousandth before chaos sets in, which it does not before
@@ -55,12 +61,12 @@ def _replayed(name: str, base: xr.Dataset, at: int, objective: Objective, kept: 
     steps, losses = base["step"].values, base["loss"].values
     if not steps[0] <= at <= steps[-1]:
         raise ValueError(f"fork at={at}: the run {name} has steps {steps[0]} to {steps[-1]}")
-    folder = data.cache_folder() / "points"
     points: dict[int, Any] = {int(steps[0]): None}
     if "snapshot" in base.coords:
         points |= {int(s): base["theta"].values[i] for i, s in enumerate(base["snapshot_step"].values)}
     if kept:
-        points |= {int(path.stem.rpartition("-")[2]): path for path in folder.glob(f"{name}-*.pt")}
+        near = point_path(name, version, 0).parent.glob(f"{name}-{version}-*.pt")
+        points |= {int(path.stem.rpartition("-")[2]): path for path in near}
     begin = max(s for s in points if s <= at)
     found: Any = points[begin]
     if found is None:
@@ -79,5 +85,5 @@ def _replayed(name: str, base: xr.Dataset, at: int, objective: Objective, kept: 
         if t < at:
             theta = theta - of.step_size * gradient
     if kept and at not in points:
-        save_checkpoint(folder / f"{name}-{at}.pt", theta)
+        save_checkpoint(point_path(name, version, at), theta)
     return theta

@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from eos_utils import data, store
 from eos_utils.checkpoint import interrupts_held, partial_path, save_checkpoint
 from eos_utils.descent import Descent, DivergedError, Stop, gradient_descent
 from eos_utils.experiment import Experiment, Measure
-from eos_utils.forks import start_of
+from eos_utils.forks import point_path, start_of
 from eos_utils.objective import Objective
 from eos_utils.observers import Eigenvalues, Observer, Snapshots, start_facts
 
@@ -214,8 +215,11 @@ def compute(
     checkpoint_every: float = 60.0,
     on_divergence: str = "store",
     records: store.Store | None = None,
+    points: Collection[int] = (),
 ) -> tuple[xr.Dataset, dict[str, Any]]:
     """Runs the experiment (or resumes it where it was cut off); returns the trajectory and its provenance.
+
+    θ at the steps ``points`` is kept in the cache, for runs that fork there.
 
     A checkpoint is written every ``checkpoint_every`` seconds and on Ctrl-C. Divergence ends a run with
     ``status='diverged'``; only ``on_divergence='raise'`` raises :class:`DivergedError`.
@@ -267,6 +271,8 @@ def compute(
     def after_step(now: Descent) -> None:
         nonlocal last
         bar(now)
+        if now.step in points:
+            save_checkpoint(point_path(experiment.key, "new", now.step), now.theta)
         if interrupted:
             keep()
             print(f"stopped before step {now.step}; the same command resumes there", file=sys.stderr)

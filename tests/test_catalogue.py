@@ -6,6 +6,7 @@ import pytest
 import xarray as xr
 
 from eos_utils import catalogue as module
+from eos_utils import forks
 from eos_utils.catalogue import catalogue, find, record
 from eos_utils.experiment import Experiment, Measure
 from eos_utils.store import Store, StoreError
@@ -137,6 +138,20 @@ def test_recording_writes_once_and_forks_build_on_it(own_root, own_cache):
     assert fork["step"].values.tolist() == [5, 6, 7, 8]
     assert find("base").status().state == "fresh" and not list((own_cache / "partial").glob("*.pt"))
     assert len(list((own_root / "results").iterdir())) == 4
+
+
+def test_recording_a_base_keeps_the_points_at_which_others_fork(own_root, own_cache, monkeypatch):
+    fork = "late:\n  experiment: {steps: 2, fork: {of: base, at: 3, size: 0}}\n  measure: {k: 1, stride: 1}\n"
+    write(own_root, BASE + fork)
+    assert recording("base")
+    key = find("base").experiment.key
+    version = Store().manifest(key)["sha256"][:8]
+    assert [path.name for path in (own_cache / "points").iterdir()] == [f"{key}-{version}-3.pt"]
+    seen = []
+    monkeypatch.setattr(forks.Objective, "initial", lambda self: seen.append(1))  # no replay from the beginning
+    assert recording("late") and not seen
+    run, base = Store().load(find("late").experiment.key), Store().load(key)
+    assert run["loss"].values[:3].tolist() == base["loss"].values[3:].tolist()
 
 
 def test_a_usable_record_is_kept_unless_asked_for_and_a_damaged_one_replaced(own_root, monkeypatch):
