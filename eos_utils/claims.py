@@ -17,14 +17,14 @@ import math
 import operator
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import yaml
 
-from eos_utils import decay_stats, directions, eos_stats, fg_edge, fg_lemmas, fg_phase1, fg_theorem
+from eos_utils import decay_stats, directions, eos_stats, fg_edge, fg_lemmas, fg_phase1, fg_theorem, size_stats
 from eos_utils.catalogue import Entry, catalogue
 from eos_utils.eos_stats import bootstrap
 from eos_utils.experiment import as_two_over, rational
@@ -47,7 +47,7 @@ STATISTICS: dict[str, Callable[..., float]] = {
     **decay_stats.STATISTICS,
     **directions.STATISTICS,
 }
-GROUPED: dict[str, Callable[..., float]] = {**decay_stats.GROUPED, **directions.GROUPED}
+GROUPED: dict[str, Callable[..., float]] = {**decay_stats.GROUPED, **directions.GROUPED, **size_stats.GROUPED}
 # The checks of mathematical claims, by name.
 CHECKS: dict[str, Callable[..., Tested]] = {
     **fg_lemmas.CHECKS,
@@ -186,22 +186,28 @@ def rule_hash(rule: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def _listed(values: Iterable[Any]) -> str:
+    """The distinct values in words, in their order: 'a, b and c'."""
+    words = [str(v) for v in dict.fromkeys(values)]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def scope(entries: list[Entry]) -> str:
     """In words, what a claim was tested on."""
     if not entries:
         return ""
-    first = entries[0].experiment
-    seeds = sorted({e.experiment.seed for e in entries})
-    listed = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 else " and ".join(map(str, seeds))
-    outputs = "ten outputs" if first.labels == "onehot" else "one output"
+    runs = [e.experiment for e in entries]
+    seeds, widths = sorted({e.seed for e in runs}), sorted({e.width for e in runs})
+    depths = sorted({e.depth for e in runs})
+    inputs = {"center": "centered", "standardize": "standardized", "scale": "scaled"}
+    outputs = {True: "ten outputs", False: "one output"}
     return (
-        (
-            f"{first.dataset.upper().replace('CIFAR10', 'CIFAR-10')}, n = {first.n:,}, {first.preprocessing}ed inputs, "
-            f"{first.activation} network of depth {first.depth} and width {first.width}, {outputs}, {first.loss}, "
-            f"η = {as_two_over(rational(first.eta))}, seed{'s' if len(seeds) > 1 else ''} {listed}"
-        )
-        .replace("scaleed", "scaled")
-        .replace("standardizeed", "standardized")
+        f"{_listed(e.dataset.upper().replace('CIFAR10', 'CIFAR-10') for e in runs)}, "
+        f"n = {_listed(f'{e.n:,}' for e in runs)}, {_listed(inputs[e.preprocessing] for e in runs)} inputs, "
+        f"{_listed(e.activation for e in runs)} network of depth {_listed(depths)} and width {_listed(widths)}, "
+        f"{_listed(outputs[e.labels == 'onehot'] for e in runs)}, {_listed(e.loss for e in runs)}, "
+        f"η = {_listed(as_two_over(rational(e.eta)) for e in runs)}, seed{'s' if len(seeds) > 1 else ''} "
+        + (f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 else _listed(seeds))
     )
 
 
