@@ -23,6 +23,7 @@ from eos_utils.descent import Decay, Projection
 from eos_utils.losses import LOSSES
 from eos_utils.objective import Objective
 from eos_utils.observers import Eigenvalues, Snapshots
+from eos_utils.residual import Residual
 
 SCHEMA = 1
 NETWORKS = ("fc", "resnet18")
@@ -80,6 +81,7 @@ class Experiment:
     'onehot', else 1). ``decay``: {'factor': '1/4', 'at_step': t} or {'factor': '1/4', 'entered': j, 'then': steps}.
     ``fork``: {'of': key, 'at': snapshot label, 'size': relative size, 'seed': s} starts from a recorded snapshot,
     perturbed; a whole number for 'at' is a step of that run, to which it is replayed from the nearest snapshot before.
+    ``gain``: the initial parameters are multiplied by it.
     ``project``: {'eig': i, 'at_step': t, 'every': e} is a :class:`eos_utils.descent.Projection`.
     """
 
@@ -104,9 +106,11 @@ class Experiment:
     dtype: str = "float32"
     fork: dict[str, Any] | None = None
     project: dict[str, Any] | None = None
+    gain: str = "1"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eta", str(rational(self.eta)))
+        object.__setattr__(self, "gain", str(rational(self.gain, "gain")))
         if self.classes is not None:
             object.__setattr__(self, "classes", tuple(self.classes))
         choices = {
@@ -231,6 +235,10 @@ class Experiment:
                 self.init,
                 self.seed,
             )
+        if self.gain != "1":
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(float(Fraction(self.gain)))
         return Objective(model, self.loss, loaded.x, loaded.y)
 
 
@@ -238,7 +246,8 @@ class Experiment:
 class Measure:
     """What is measured along a run: top-k eigenvalues every ``stride`` steps, and snapshots of θ.
 
-    ``since`` and ``overlaps``: see :class:`eos_utils.observers.Eigenvalues`.
+    ``since`` and ``overlaps``: see :class:`eos_utils.observers.Eigenvalues`. ``gram``: the Gram matrix and the residual
+    at every step, with the whole spectrum at every ``gram``-th (:class:`eos_utils.residual.Residual`); 0 for neither.
     """
 
     k: int = 6
@@ -248,8 +257,13 @@ class Measure:
     snapshots: tuple[str | int, ...] = ()
     since: int = 0
     overlaps: bool = False
+    gram: int = 0
 
     def observers(self) -> tuple[Eigenvalues, Snapshots]:
         """Fresh observers."""
         eigenvalues = Eigenvalues(self.k, self.stride, self.pairs, self.tol, since=self.since, overlaps=self.overlaps)
         return eigenvalues, Snapshots(tuple(self.snapshots), eigenvalues)
+
+    def residual(self) -> Residual | None:
+        """A fresh observer of the Gram matrix and the residual, if these are to be measured."""
+        return Residual(self.gram) if self.gram else None

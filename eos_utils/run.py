@@ -25,6 +25,7 @@ from eos_utils.experiment import Experiment, Measure
 from eos_utils.forks import point_path, start_of
 from eos_utils.objective import Objective
 from eos_utils.observers import Eigenvalues, Observer, Snapshots, start_facts
+from eos_utils.residual import Residual
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -81,8 +82,17 @@ def _device_name(device: torch.device) -> str:
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def trajectory(experiment: Experiment, descent: Descent, eigenvalues: Eigenvalues, snapshots: Snapshots) -> xr.Dataset:
-    """The recorded run as a dataset: 'step' (every step), 'measured' (steps with eigenvalues), 'eig', 'snapshot'."""
+def trajectory(
+    experiment: Experiment,
+    descent: Descent,
+    eigenvalues: Eigenvalues,
+    snapshots: Snapshots,
+    residual: Residual | None = None,
+) -> xr.Dataset:
+    """The recorded run as a dataset: 'step' (every step), 'measured' (steps with eigenvalues), 'eig', 'snapshot'.
+
+    With ``residual`` also 'observed' and 'spectral', see :class:`eos_utils.residual.Residual`.
+    """
     import xarray as xr
 
     rows, first = eigenvalues.rows, descent.first
@@ -140,6 +150,9 @@ def trajectory(experiment: Experiment, descent: Descent, eigenvalues: Eigenvalue
     }
     if snapshots.rows["step"]:
         coords["snapshot"] = ("snapshot", np.array(snapshots.rows["label"], dtype=str))
+    if residual is not None and residual.rows["step"]:
+        more, at = residual.variables()
+        variables, coords = variables | more, coords | at
     attrs = {
         "experiment": json.dumps(experiment.canonical(), sort_keys=True),
         "status": descent.status,
@@ -234,12 +247,16 @@ def compute(
         raise ValueError(f"k={measure.k}: this network has only P={objective.P} parameters")
     eigenvalues, snapshots = measure.observers()
     observers: dict[str, Observer] = {"eigenvalues": eigenvalues, "snapshots": snapshots}
+    residual = measure.residual()
+    if residual is not None:
+        observers["residual"] = residual
     path = partial_path(experiment, measure)
     projection = experiment.projection()
     theta, first = start_of(experiment, objective, records or store.Store())
     begins_with = start_facts(objective, theta)
     descent = Descent(theta, experiment.step_size, first, first)
-    stamp = {"code": store.fingerprints(), "data": loaded.sha256}
+    extra = store.OBSERVING if residual is not None else ()
+    stamp = {"code": store.fingerprints(extra), "data": loaded.sha256}
     if path.is_file():
         saved = None
         with contextlib.suppress(Exception):  # a checkpoint that cannot be read is started over
@@ -314,7 +331,7 @@ def compute(
         "measure": dataclasses.asdict(measure),
         "recorded_at": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
-    result = trajectory(experiment, descent, eigenvalues, snapshots)
+    result = trajectory(experiment, descent, eigenvalues, snapshots, residual)
     result.attrs["provenance"] = json.dumps(provenance)
     result.attrs["start"] = json.dumps(begins_with)
     if descent.status != "running":  # a finished run is kept until its result is stored: see forget
@@ -378,4 +395,5 @@ def _covers(found: xr.Dataset, measure: Measure) -> bool:
         and set(measure.snapshots) <= set(there["snapshots"])
         and there.get("since", 0) <= measure.since
         and (there.get("overlaps", False) or not measure.overlaps)
+        and measure.gram in (0, there.get("gram", 0))
     )

@@ -17,6 +17,7 @@ import os
 import pathlib
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ NUMERIC_MODULES = (
     "observers",
     "descent",
 )
+OBSERVING = ("gram", "residual")  # ... and of records that hold the Gram matrix and the residual
 
 
 _PARSING = threading.Lock()  # ast.parse of Python 3.11 fails now and then when two threads use it at once
@@ -83,10 +85,10 @@ def _code_hash(source: str) -> str:
         return hashlib.sha256(ast.dump(_bare(ast.parse(source))).encode()).hexdigest()[:16]
 
 
-def fingerprints() -> dict[str, dict[str, Any]]:
+def fingerprints(extra: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """For every module that makes numbers: its ``NUMERICS`` and a hash of its code (comments do not count)."""
     found = {}
-    for name in NUMERIC_MODULES:
+    for name in (*NUMERIC_MODULES, *extra):
         module = importlib.import_module(f"eos_utils.{name}")
         source = pathlib.Path(str(module.__file__)).read_text(encoding="utf-8")
         found[name] = {"numerics": module.NUMERICS, "source": _code_hash(source)}
@@ -203,7 +205,7 @@ class Store:
                 "key": key,
                 "file": final.name,
                 "sha256": sha256,
-                "code": fingerprints(),
+                "code": fingerprints(OBSERVING if "observed" in dataset.coords else ()),
                 "provenance": provenance,
             }
             _fsync_write(note, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
@@ -241,7 +243,7 @@ class Store:
     def restamp(self, key: str) -> None:
         """Declares a record verified with the present code (after a replay has agreed)."""
         manifest = self.manifest(key)
-        manifest["code"] = fingerprints()
+        manifest["code"] = fingerprints([name for name in OBSERVING if name in manifest["code"]])
         temp = self.folder / f".restamp-{key}"
         _fsync_write(temp, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
         os.replace(temp, self.manifest_path(key))
@@ -259,7 +261,8 @@ class Store:
                 return Status("stale", f"{path.name} is truncated or altered")
         except StoreError as error:
             return Status("stale", str(error))
-        now, then = fingerprints(), manifest["code"]
+        then = manifest["code"]
+        now = fingerprints([name for name in OBSERVING if name in then])
         # A module that the record does not know was split off or added: a replay tells whether numbers moved.
         raised = [
             f"NUMERICS of {name} {then[name]['numerics']} -> {now[name]['numerics']}"

@@ -18,6 +18,7 @@ from eos_utils.catalogue import Entry, catalogue
 from eos_utils.curvature import Hessian
 from eos_utils.data import DataError
 from eos_utils.forks import start_of
+from eos_utils.gram import Gram
 from eos_utils.lanczos import top_eigenpairs
 from eos_utils.run import compute, forget, pick_device
 from eos_utils.store import Store, root
@@ -67,7 +68,7 @@ def replay(entry: Entry, *, device: str = "auto", quick: bool = False, store: St
         for i, label in enumerate(run["snapshot"].values):
             theta = torch.from_numpy(np.array(run["theta"].values[i])).to(objective.device, objective.dtype)
             points.append((str(label), int(run["snapshot_step"].values[i]), theta))
-    found = []
+    found, gram = [], Gram(objective) if "sharpness" in run else None
     steps, loss, eta = run["step"].values, run["loss"].values, run["eta"].values
     measured, eigenvalues = run["measured"].values, run["eigenvalue"].values
     if quick:  # past the edge where possible, with enough steps on record after it
@@ -82,6 +83,9 @@ def replay(entry: Entry, *, device: str = "auto", quick: bool = False, store: St
             for j in np.flatnonzero(measured == t):
                 cold = top_eigenpairs(Hessian(objective, theta), run.sizes["eig"], tol=1e-3, seed=t)
                 apart = max(apart, float(np.abs(cold.values.numpy() - eigenvalues[j]).max() / eigenvalues[j, 0]))
+            if gram is not None:
+                sharpness = float(torch.linalg.eigvalsh(gram.at(theta).M)[-1])
+                apart = max(apart, abs(sharpness / float(run["sharpness"].sel(observed=t)) - 1))
             if projection is not None:
                 gradient = projection(t, objective, theta, gradient)
             theta = theta - eta[at] * gradient

@@ -246,7 +246,7 @@ def test_a_stale_record_gives_no_verdict(small_root, monkeypatch):
     record_runs(root, [1.04] * 5)
     raised = store.fingerprints()
     raised["lanczos"] = {**raised["lanczos"], "numerics": 99}
-    monkeypatch.setattr(store, "fingerprints", lambda: raised)
+    monkeypatch.setattr(store, "fingerprints", lambda extra=(): raised)
     with pytest.raises(store.StoreError, match="toy100 is stale"):
         claims.evaluate(claim, root)
 

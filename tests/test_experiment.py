@@ -99,7 +99,7 @@ def test_every_field_that_changes_the_dynamics_changes_the_key():
         "network": "resnet18", "width": 64, "depth": 2, "activation": "tanh", "bias": False, "init": "fan_in",
         "loss": "mse", "eta": "2/50", "decay": {"factor": "1/2", "at_step": 5}, "steps": 5, "stop_accuracy": 0.9,
         "stop_loss": 0.1, "seed": 1, "dtype": "float64", "fork": {"of": "k", "at": "end", "size": "1/2", "seed": 0},
-        "project": {"eig": 2},
+        "project": {"eig": 2}, "gain": "7/5",
     }  # fmt: skip
     assert set(others) == set(Experiment.__dataclass_fields__)
     keys = [Experiment(**{name: value}).key for name, value in others.items()]

@@ -366,7 +366,7 @@ def test_stale_records_are_refused_or_computed_anew(short, sparse, own_root, com
     record(short, sparse)
     now = store.fingerprints()
     now["lanczos"] = {**now["lanczos"], "source": "edited"}
-    monkeypatch.setattr(store, "fingerprints", lambda: now)
+    monkeypatch.setattr(store, "fingerprints", lambda extra=(): now)
     assert ask(short, sparse, source="recorded").attrs["source"] == "recorded"  # unverified will do
     now["lanczos"] = {"numerics": 99, "source": "edited"}
     with pytest.raises(StoreError, match="no usable record"):

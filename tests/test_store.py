@@ -246,7 +246,7 @@ def changed(monkeypatch, **modules):
     now = fingerprints()
     for name, fields in modules.items():
         now[name] = {**now.get(name, {}), **fields}
-    monkeypatch.setattr(store, "fingerprints", lambda: now)
+    monkeypatch.setattr(store, "fingerprints", lambda extra=(): now)
 
 
 def test_status_says_what_changed(saved, monkeypatch):

@@ -46,7 +46,7 @@ def test_changed_code_makes_a_record_unverified_until_a_replay_restamps_it(toy, 
     assert toy.status().state == "fresh"
     edited = store.fingerprints()
     edited["lanczos"] = {**edited["lanczos"], "source": "another"}
-    monkeypatch.setattr(store, "fingerprints", lambda: edited)
+    monkeypatch.setattr(store, "fingerprints", lambda extra=(): edited)
     assert toy.status().state == "unverified" and "lanczos" in toy.status().why
     assert cli.main(["verify", "--quick"]) == 0
     assert toy.status().state == "unverified"  # a quick look does not stamp
@@ -57,7 +57,7 @@ def test_changed_code_makes_a_record_unverified_until_a_replay_restamps_it(toy, 
 def test_numerics_raised_on_purpose_make_it_stale_and_no_replay_mends_that(toy, monkeypatch):
     raised = store.fingerprints()
     raised["descent"] = {**raised["descent"], "numerics": raised["descent"]["numerics"] + 1}
-    monkeypatch.setattr(store, "fingerprints", lambda: raised)
+    monkeypatch.setattr(store, "fingerprints", lambda extra=(): raised)
     assert toy.status().state == "stale" and "NUMERICS of descent" in toy.status().why
     assert cli.main(["verify", "toy"]) == 1
     assert toy.status().state == "stale"
