@@ -24,7 +24,20 @@ from typing import Any
 import numpy as np
 import yaml
 
-from eos_utils import decay_stats, directions, eos_stats, fg_edge, fg_lemmas, fg_phase1, fg_theorem, size_stats
+from eos_utils import (
+    anomalies,
+    decay_stats,
+    directions,
+    eos_stats,
+    fg_edge,
+    fg_lemmas,
+    fg_phase1,
+    fg_theorem,
+    phase_stats,
+    residual_stats,
+    sg_identities,
+    size_stats,
+)
 from eos_utils.catalogue import Entry, catalogue
 from eos_utils.eos_stats import bootstrap
 from eos_utils.experiment import as_two_over, rational
@@ -46,6 +59,9 @@ STATISTICS: dict[str, Callable[..., float]] = {
     **eos_stats.STATISTICS,
     **decay_stats.STATISTICS,
     **directions.STATISTICS,
+    **phase_stats.STATISTICS,
+    **anomalies.STATISTICS,
+    **residual_stats.STATISTICS,
 }
 GROUPED: dict[str, Callable[..., float]] = {**decay_stats.GROUPED, **directions.GROUPED, **size_stats.GROUPED}
 # The checks of mathematical claims, by name.
@@ -54,6 +70,7 @@ CHECKS: dict[str, Callable[..., Tested]] = {
     **fg_phase1.CHECKS,
     **fg_theorem.CHECKS,
     **fg_edge.CHECKS,
+    **sg_identities.CHECKS,
 }
 COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
