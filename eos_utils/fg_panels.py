@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,11 +18,12 @@ from eos_utils.decay_stats import (
     undetermined_share,
 )
 from eos_utils.directions import entries_beside_first, follow, growth_rates_before, rate_spread
-from eos_utils.eos_stats import HALF, entry_step, scaled
+from eos_utils.eos_stats import HALF, entry_step, initial_sharpness, scaled
 from eos_utils.experiment import rational, subscript
 from eos_utils.figures import Curve, Panel, experiment_of
 from eos_utils.observers import ENTRY_WINDOW
 from eos_utils.page import on_record
+from eos_utils.size_stats import entry_or_never, mean_rate, size, steepest_rate
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -127,6 +128,30 @@ def roughness_panel(run: xr.Dataset, title: str, k: int) -> Panel:
     return Panel(curves, "roughness", "step", title, log="y", marks=[] if np.isnan(enters) else [enters])
 
 
+def sharpness_by(runs: Mapping[str, xr.Dataset], own: xr.Dataset | None = None) -> Panel:
+    """λ1·η/2 of several runs over the step, one tone each; ``own``, a run beside them, dashed."""
+    shown = [(label, run, "line", tone) for (label, run), tone in zip(runs.items(), _tones(len(runs)), strict=True)]
+    if own is not None:
+        shown.append(("this run", own, "dashed", None))
+    curves = [Curve(run["measured"].values, scaled(run)[:, 0], label, kind, tone) for label, run, kind, tone in shown]
+    return Panel(curves, "λ₁ · η/2", "step", level=1.0, level_label="", legend="lower right")
+
+
+def against_size(
+    runs: Sequence[xr.Dataset], axis: str, number: Callable[[xr.Dataset], float], ylabel: str, title: str
+) -> Panel:
+    """A number of each run against its width or depth: the runs, and the median at each size. Infinite ones are out."""
+    points = sorted((size(run, axis), number(run)) for run in runs)
+    points = [point for point in points if np.isfinite(point[1])]
+    sizes = sorted({x for x, _ in points})
+    medians = [float(np.median([y for x, y in points if x == at])) for at in sizes]
+    curves = [
+        Curve([x for x, _ in points], [y for _, y in points], "runs", "points", None),
+        Curve(sizes, medians, "median", "marked", 0.0),
+    ]
+    return Panel(curves, ylabel, axis, title, log="x" if axis == "width" else "")
+
+
 Table = tuple[list[str], list[list[str]]]
 
 
@@ -155,6 +180,31 @@ def entries_held(seeds: Sequence[int]) -> Table:
             shown = ["never" if np.isnan(e) else f"{e:,.0f}" for e in entries[:, i]]
             rows.append([str(seed), f"λ{subscript(i + 2)}", f"{begin:,}", *shown])
     return ["Seed", "Eigenvalue", "Held from", "Enters, nothing held", "Enters, first direction held"], rows
+
+
+def sizes(groups: Mapping[int, Sequence[xr.Dataset]], axis: str) -> Table:
+    """A row for each width or depth: runs, start of λ1·η/2, step of entry, mean and steepest growth (medians)."""
+    rows = []
+    for at, runs in groups.items():
+        entries = [entry_or_never(run) for run in runs]
+        middle = float(np.median(entries))
+        rows.append(
+            [
+                str(at),
+                str(len(runs)),
+                f"{np.median([initial_sharpness(run) for run in runs]):.2f}",
+                _step(middle),
+                "–" if np.isinf(entries).all() else f"{min(entries):,.0f} to " + _step(max(entries)),
+                f"{100 * np.median([mean_rate(run) for run in runs]):.3f}",
+                f"{100 * np.median([steepest_rate(run) for run in runs]):.3f}",
+            ]
+        )
+    header = [axis.capitalize(), "Runs", "Start", "Entry, median", "Entry, range", "Mean growth", "Steepest growth"]
+    return header, rows
+
+
+def _step(at: float) -> str:
+    return "never" if np.isinf(at) else f"{at:,.0f}"
 
 
 def growth_rates(groups: Mapping[str, Sequence[xr.Dataset]]) -> Table:

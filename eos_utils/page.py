@@ -34,16 +34,24 @@ TONES = {
 
 
 def experiment(p: SimpleNamespace) -> Experiment:
-    """The experiment that a notebook's parameters describe (those that are fields of one; '' and 0.0 mean none)."""
+    """The experiment that a notebook's parameters describe (those that are fields of one; '' and 0.0 mean none).
+
+    ``classes`` is text there, such as '1, 0'. Raises ``ValueError`` where that holds anything but whole numbers.
+    """
     fields = {f.name for f in dataclasses.fields(Experiment)}
-    return Experiment.from_dict(
-        {k: v or None if k.startswith("stop_") else v for k, v in vars(p).items() if k in fields}
-    )
+    given = {k: v or None if k.startswith("stop_") else v for k, v in vars(p).items() if k in fields}
+    if isinstance(given.get("classes"), str):
+        try:
+            given["classes"] = tuple(int(part) for part in p.classes.split(",")) if p.classes.strip() else None
+        except ValueError:
+            raise ValueError(f"classes={p.classes!r}: must be class numbers such as '1, 0', or empty") from None
+    return Experiment.from_dict(given)
 
 
 def trajectory(p: SimpleNamespace) -> xr.Dataset:
     """The trajectory of a notebook's parameters, from the record or computed, as ``p.source`` says."""
-    return run(experiment(p), Measure(k=p.k, stride=p.stride), source=p.source, device=p.device)
+    measure = Measure(k=p.k, stride=p.stride, gram=getattr(p, "gram", 0))
+    return run(experiment(p), measure, source=p.source, device=p.device)
 
 
 def findings(paper: str, kind: str, verdicts_shown: tuple[str, ...]) -> Any:
@@ -77,6 +85,11 @@ def decayed(p: SimpleNamespace, name: str) -> xr.Dataset:
             return run(there.experiment, source="recorded")
     whole = dataclasses.replace(plain, steps=p.steps, decay=decay)
     return run(whole, Measure(k=p.k, stride=p.stride), source=p.source, device=p.device)
+
+
+def to_entry(p: SimpleNamespace, name: str) -> xr.Dataset:
+    """A run that ends ``p.then`` steps after λ1 has entered, or after ``p.steps``: recorded if it is ``name``'s."""
+    return decayed(SimpleNamespace(**vars(p), factor=1, after=1), name)  # a decay by the factor 1
 
 
 def step_set(activation: str) -> Any:

@@ -85,3 +85,21 @@ def test_entries_of_a_seed_that_is_not_on_record_are_left_out(monkeypatch):
     assert len(names) == 5
     monkeypatch.setattr(fg_panels, "on_record", lambda name: None)
     assert fg_panels.entries_held(range(100, 105))[1] == []
+
+
+def test_sizes_are_drawn_and_listed_and_a_run_that_never_enters_says_so(rising):
+    runs = [run_of(rising), run_of(rising * 0.5)]
+    for run, width in zip(runs, (8, 32), strict=True):
+        run.attrs["experiment"] = json.dumps({"eta": "1/10", "width": width})
+    panel = fg_panels.against_size(runs, "width", fg_panels.entry_or_never, "step", "entry")
+    dots, medians = panel.curves
+    assert dots.x == [8] and dots.y == [720.0] == medians.y and panel.log == "x"
+    header, rows = fg_panels.sizes({8: runs[:1], 32: runs[1:]}, "width")
+    assert all(len(row) == len(header) for row in rows)
+    assert rows[0][:5] == ["8", "1", "0.50", "720", "720 to 720"] and rows[1][3:5] == ["never", "–"]
+
+
+def test_one_curve_for_each_size_and_one_for_the_run_beside_them(rising):
+    panel = fg_panels.sharpness_by({"width 8": run_of(rising), "width 16": run_of(rising)}, run_of(rising * 0.5))
+    assert [c.label for c in panel.curves] == ["width 8", "width 16", "this run"]
+    assert np.allclose(panel.curves[0].y, rising[:, 0]) and panel.curves[2].kind == "dashed" and panel.level == 1.0

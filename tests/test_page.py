@@ -125,3 +125,17 @@ def test_findings_are_the_ledger_s(monkeypatch):
 def test_a_command_can_be_pasted_into_a_shell():
     shown = page.computed("fg_theorem_3_1", types.SimpleNamespace(labels="1, 1, -2/3", m=4, source="live")).data
     assert "-p labels &#x27;1, 1, -2/3&#x27;" in shown and "-p m 4" in shown
+
+
+def test_classes_are_text_in_a_notebook_and_numbers_in_an_experiment():
+    pair = parameters(labels="pair", classes="1, 0")
+    assert page.experiment(pair).classes == (1, 0) and page.experiment(parameters(classes="")).classes is None
+    with pytest.raises(ValueError, match="classes='one'"):
+        page.experiment(parameters(labels="pair", classes="one"))
+
+
+def test_a_run_to_entry_is_one_with_a_decay_that_changes_nothing(recorded):
+    p = parameters(steps=30)
+    del p.factor, p.after
+    run = page.to_entry(p, "none")
+    assert set(run["eta"].values) == {1.0} and run.attrs["last_step"] == 30
