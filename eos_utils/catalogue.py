@@ -11,6 +11,7 @@ import itertools
 import pathlib
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -88,9 +89,15 @@ def _plain(experiment: Experiment) -> dict[str, Any]:
 
 def catalogue(folder: pathlib.Path | None = None) -> dict[str, Entry]:
     """All named runs, in the order of the files and of the entries in them."""
-    folder = folder or root() / "experiments"
+    paths = sorted((folder or root() / "experiments").glob("*.yaml"))
+    return dict(_read(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)))
+
+
+@lru_cache(maxsize=16)
+def _read(files: tuple[tuple[pathlib.Path, int, int], ...]) -> dict[str, Entry]:
+    """The entries of files as they are at these times: every claim asks for them."""
     known: dict[str, Entry] = {}
-    for path in sorted(folder.glob("*.yaml")):
+    for path, *_ in files:
         for name, fields in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).items():
             for entry in _expand(name, fields, path.name, known):
                 if entry.name in known:

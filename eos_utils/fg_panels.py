@@ -22,7 +22,7 @@ from eos_utils.eos_stats import HALF, entry_step, initial_sharpness, scaled
 from eos_utils.experiment import rational, subscript
 from eos_utils.figures import Curve, Panel, experiment_of
 from eos_utils.observers import ENTRY_WINDOW
-from eos_utils.page import on_record
+from eos_utils.page import number, on_record
 from eos_utils.size_stats import entry_or_never, mean_rate, size, steepest_rate
 
 if TYPE_CHECKING:
@@ -134,14 +134,23 @@ def sharpness_by(runs: Mapping[str, xr.Dataset], own: xr.Dataset | None = None) 
     if own is not None:
         shown.append(("this run", own, "dashed", None))
     curves = [Curve(run["measured"].values, scaled(run)[:, 0], label, kind, tone) for label, run, kind, tone in shown]
-    return Panel(curves, "λ₁ · η/2", "step", level=1.0, level_label="", legend="lower right")
+    ends = [min(entry_or_never(run) + 800, float(run["measured"].values[-1])) for _, run, *_ in shown]
+    return Panel(curves, "λ₁ · η/2", "step", level=1.0, level_label="", legend="lower right", xlim=(0, max(ends)))
 
 
 def against_size(
-    runs: Sequence[xr.Dataset], axis: str, number: Callable[[xr.Dataset], float], ylabel: str, title: str
+    runs: Sequence[xr.Dataset],
+    axis: str,
+    value: Callable[[xr.Dataset], float],
+    ylabel: str,
+    title: str,
+    last: bool = True,
 ) -> Panel:
-    """A number of each run against its width or depth: the runs, and the median at each size. Infinite ones are out."""
-    points = sorted((size(run, axis), number(run)) for run in runs)
+    """A number of each run against its width or depth: the runs, and the median at each size. Infinite ones are out.
+
+    ``last``: the panel is the lowest of those that share its axis, and names it.
+    """
+    points = sorted((size(run, axis), value(run)) for run in runs)
     points = [point for point in points if np.isfinite(point[1])]
     sizes = sorted({x for x, _ in points})
     medians = [float(np.median([y for x, y in points if x == at])) for at in sizes]
@@ -149,7 +158,7 @@ def against_size(
         Curve([x for x, _ in points], [y for _, y in points], "runs", "points", None),
         Curve(sizes, medians, "median", "marked", 0.0),
     ]
-    return Panel(curves, ylabel, axis, title, log="x" if axis == "width" else "")
+    return Panel(curves, ylabel, axis if last else "", title, log="x" if axis == "width" else "")
 
 
 Table = tuple[list[str], list[list[str]]]
@@ -195,8 +204,8 @@ def sizes(groups: Mapping[int, Sequence[xr.Dataset]], axis: str) -> Table:
                 f"{np.median([initial_sharpness(run) for run in runs]):.2f}",
                 _step(middle),
                 "–" if np.isinf(entries).all() else f"{min(entries):,.0f} to " + _step(max(entries)),
-                f"{100 * np.median([mean_rate(run) for run in runs]):.3f}",
-                f"{100 * np.median([steepest_rate(run) for run in runs]):.3f}",
+                number(100 * float(np.median([mean_rate(run) for run in runs]))),
+                number(100 * float(np.median([steepest_rate(run) for run in runs]))),
             ]
         )
     header = [axis.capitalize(), "Runs", "Start", "Entry, median", "Entry, range", "Mean growth", "Steepest growth"]

@@ -122,7 +122,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """Axes with curves. ``log``: 'x', 'y', 'xy' or ''; ``level``: the dashed line of 2/η; ``marks``: vertical lines."""
+    """Axes with curves. ``log``: 'x', 'y', 'xy' or ''; ``level``: the dashed line of 2/η; ``marks``: vertical lines.
+
+    ``spans``: stretches (begin, end, name) of the x axis that are shaded; SG's phases have their own colours.
+    """
 
     curves: Sequence[Curve]
     ylabel: str
@@ -136,6 +139,28 @@ class Panel:
     xlim: tuple[float | None, float | None] | None = None
     legend: str = "best"
     legend_columns: int = 1
+    spans: Sequence[tuple[float, float, str]] = ()
+
+
+# Of Okabe and Ito's colours, which the colour-blind can tell apart; on light and dark pages alike.
+SPANS = {"I": "#56B4E9", "II": "#E69F00", "III": "#D55E00", "IV": "#009E73", "hovering": "#999999"}
+
+
+def _shade(axis: Axes, spans: Sequence[tuple[float, float, str]]) -> None:
+    """Shades the stretches behind the curves; each name is in the legend once, in the order of ``SPANS``."""
+    names = [*SPANS, *dict.fromkeys(name for *_, name in spans if name not in SPANS)]
+    for name in names:
+        found = [(begin, end) for begin, end, other in spans if other == name]
+        for i, (begin, end) in enumerate(found):
+            axis.axvspan(
+                begin,
+                end,
+                facecolor=SPANS.get(name, muted()),
+                alpha=0.6 if name == "III" else 0.3,
+                linewidth=0,
+                zorder=0,
+                label=name if i == 0 else None,
+            )
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -155,6 +180,7 @@ def panels(*shown: Panel, columns: int = 1, height: float = 2.5, sharex: bool = 
     )
     tones = shades(101)
     for axis, panel in zip(axes.flat, shown, strict=False):
+        _shade(axis, panel.spans)
         for curve in panel.curves:
             colour = muted() if curve.tone is None else tones[round(100 * curve.tone)]
             axis.plot(curve.x, curve.y, color=colour, label=curve.label or None, **KINDS[curve.kind])

@@ -127,9 +127,9 @@ def _fate(found: xr.Dataset | None, start: float) -> str:
     return f"λ₁η/2 goes to {number(level, 2)}" + (f", the loss rises {number(rise, 2)}-fold" if rise > 1.01 else "")
 
 
-def on_record(name: str) -> xr.Dataset | None:
-    """The recorded run of a catalogue name, or None while it is pending."""
-    entry = catalogue.find(name)
+def on_record(name: str, entry: catalogue.Entry | None = None) -> xr.Dataset | None:
+    """The recorded run of a catalogue name (whose ``entry`` may be at hand), or None while it is pending."""
+    entry = entry or catalogue.find(name)
     if entry.status().state in ("pending", "missing"):
         return None
     found = store.Store().load(entry.experiment.key)
@@ -139,7 +139,8 @@ def on_record(name: str) -> xr.Dataset | None:
 
 def recorded(names: list[str]) -> dict[str, xr.Dataset]:
     """Those of the named runs that are on record."""
-    found = {name: on_record(name) for name in names}
+    known = catalogue.catalogue()  # read once, not for each name
+    found = {name: on_record(name, known.get(name)) for name in names}
     return {name: run for name, run in found.items() if run is not None}
 
 
@@ -182,17 +183,21 @@ def verdicts(notebook: str, trajectory: xr.Dataset, canonical: str) -> Any:
     for claim in mine:
         verdict = claims.evaluate(claim)
         found = verdict["statistic"]
-        measured, forks = "–", "–"
-        if found:
+        measured, forks, badge = "–", "–", _badge(verdict["as_printed"], ", fragile" if verdict["fragile"] else "")
+        if found and "interval" in found:
             low, high = found["interval"]
             measured = f"{number(found['value'])} [{number(low)}, {number(high)}] {html.escape(found['unit'])}"
             spread = [v for v in found.get("forks", {}).values() if v is not None]
             forks = f"{number(min(spread))} to {number(max(spread))}" if spread else "–"
-        note = ", fragile" if verdict["fragile"] else ""
+        elif found:  # a check, live
+            measured = f"{number(found['value'])} {html.escape(found['unit'])}; {found['trials']:,} cases, live"
+        if repaired := verdict.get("corrected_statistic"):
+            measured += f"<br>corrected: {number(repaired['value'])} {html.escape(repaired['unit'])}"
+            badge += f"<br>corrected: {_badge(verdict['corrected'])}"
         link = (
             f'<a href="../book/claims.html#claim-{claim["id"].replace(".", "-")}">{html.escape(claim["statement"])}</a>'
         )
-        rows.append(_cells("td", link, measured, forks, _badge(verdict["as_printed"], note)))
+        rows.append(_cells("td", link, measured, forks, badge))
     return HTML(_scrollable("Verdicts of this page", rows))
 
 
@@ -222,7 +227,8 @@ def checks(notebook: str, p: SimpleNamespace) -> Any:
         verdict = claims.evaluate(claim)
         found, repaired = verdict["statistic"], verdict.get("corrected_statistic")
         tested = f"{found['trials']:,} cases: {verdict['scope']}" if found and "trials" in found else verdict["scope"]
-        shown = f"{number(found['value'])} {found['unit']}" if found else claim["rule"].get("why", "–")
+        read = claim["rule"].get("why", "–") if "reading" in claim["rule"] else "–"
+        shown = f"{number(found['value'])} {found['unit']}" if found else read
         corrected = "–"
         if repaired:
             corrected = f"{_badge(verdict['corrected'])} {number(repaired['value'])} {html.escape(repaired['unit'])}"

@@ -138,18 +138,18 @@ def edge_share(run: xr.Dataset, width: float = 0.2, **rules: Any) -> float:
     return NAN if at is None else _mean(np.abs(scaled(run)[at:] - 1) <= width)
 
 
-def rises_while_falling(run: xr.Dataset, least: int = 50, **rules: Any) -> float:
+def rises_while_falling(run: xr.Dataset, span: int = 50, **rules: Any) -> float:
     """Share of the steps after the first crossing at which the loss rises; 0 unless it is lower at the end.
 
-    At the end: its median over the last ``least`` steps, against that over the ``least`` steps before the crossing.
-    0 also for a run that diverges; nan with fewer than twice ``least`` steps after the crossing.
+    At the end: its median over the last ``span`` steps, against that over the ``span`` steps before the crossing.
+    0 also for a run that diverges; nan with fewer than twice ``span`` steps after the crossing.
     """
     at, loss = first_crossing(run, **rules), losses(run)
     if run.attrs.get("status") == "diverged":
         return 0.0
-    if at is None or len(loss) - at < 2 * least:
+    if at is None or len(loss) - at < 2 * span:
         return NAN
-    lower = np.median(loss[-least:]) < np.median(loss[max(at - least, 0) : at])
+    lower = np.median(loss[-span:]) < np.median(loss[max(at - span, 0) : at])
     return float((np.diff(loss[at:]) > 0).mean()) if lower else 0.0
 
 
@@ -158,17 +158,17 @@ def cycle_count(run: xr.Dataset, **rules: Any) -> float:
     return float(len(strict_cycles(labels_of(run, **rules))))
 
 
-def out_of_order(run: xr.Dataset, least: int = 2, **rules: Any) -> float:
+def out_of_order(run: xr.Dataset, whole: int = 2, **rules: Any) -> float:
     """Share of the steps after the first crossing outside of stretches in the order II, III, IV, I.
 
-    The last stretch may be cut off by the end of the run. 1 with fewer than ``least`` whole cycles: "again and again".
+    The last stretch may be cut off by the end of the run. 1 with fewer than ``whole`` whole cycles: "again and again".
     """
     at = first_crossing(run, **rules)
     if at is None:
         return NAN
     labels = labels_of(run, **rules)
     cycles = strict_cycles(labels)
-    if len(cycles) < least:
+    if len(cycles) < whole:
         return 1.0
     inside = np.zeros(len(labels), dtype=bool)
     for begin, end in cycles:

@@ -458,3 +458,9 @@ def test_verdict_runs_use_seeds_from_100_on():
     for claim in claims.claims(ROOT):
         for name in (claim.get("rule") or {}).get("experiments", []):
             assert runs[name].experiment.seed >= 100, (claim["id"], name)
+
+
+def test_two_rooms_cannot_register_one_name():
+    assert claims.registry({"a": len}, {"b": max}) == {"a": len, "b": max}
+    with pytest.raises(ValueError, match="the name a is taken"):
+        claims.registry({"a": len}, {"a": max})

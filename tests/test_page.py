@@ -139,3 +139,51 @@ def test_a_run_to_entry_is_one_with_a_decay_that_changes_nothing(recorded):
     del p.factor, p.after
     run = page.to_entry(p, "none")
     assert set(run["eta"].values) == {1.0} and run.attrs["last_step"] == 30
+
+
+CLAIMS = """
+- id: live
+  item: a
+  paper: SG
+  place: Section 3
+  kind: mathematical
+  statement: Fixed directions are slow.
+  notebook: both
+  rule:
+    statistic: fixed_not_slow
+    arguments: {sign_rule: false, trials: 20}
+    unit: share of flows
+    accept_if: "<= 0.001"
+    reject_if: "> 0.01"
+    corrected:
+      statistic: fixed_not_slow
+      arguments: {sign_rule: true, trials: 20}
+      unit: the same with signs
+      accept_if: "<= 0.001"
+      reject_if: "> 0.01"
+- id: measured
+  item: a
+  paper: SG
+  place: Section 3
+  kind: empirical
+  statement: It starts low.
+  notebook: both
+  rule:
+    statistic: initial_sharpness
+    unit: of 2/η
+    accept_if: "> 0"
+    reject_if: "< -1"
+    experiments: [base]
+    min_runs: 1
+"""
+
+
+def test_claims_about_recorded_runs_and_live_checks_share_a_page(recorded):
+    (recorded / "book" / "claims").mkdir(parents=True)
+    (recorded / "book" / "claims" / "both.yml").write_text(CLAIMS)
+    run = page.trajectory(parameters(steps=40, stride=3))
+    assert page.is_canonical(run, "base")
+    live, measured = text(page.verdicts("both", run, "base"))[1:]
+    assert "20 cases, live" in live[1] and "the same with signs" in live[1] and live[2] == "–"
+    assert live[3] == "counterexamplecorrected: holds on everything tested"
+    assert "of 2/η" in measured[1] and "[" in measured[1] and measured[3].startswith("reproduced")

@@ -297,9 +297,9 @@ def test_phase_four_on_the_excursion_by_hand():
 
 def test_the_loss_rises_and_falls():
     s, loss, _ = saw(cycles=3)
-    falls = stats.rises_while_falling(run_of(s, loss), least=8)
+    falls = stats.rises_while_falling(run_of(s, loss), span=8)
     assert 0.01 < falls < 0.3
-    assert stats.rises_while_falling(run_of(s, loss[::-1].copy()), least=8) == 0
+    assert stats.rises_while_falling(run_of(s, loss[::-1].copy()), span=8) == 0
     diverged = run_of(s, loss).assign_attrs(status="diverged")
     assert stats.rises_while_falling(diverged) == 0
 
