@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
-from torch.func import jvp
+from torch.autograd.functional import jvp
 
 from eos_utils.data import digits
 from eos_utils.fg_theory import Array, Tested
@@ -47,7 +47,7 @@ def flow_of_residual(scale: float = 1.0, trials: int = 60) -> Tested:
     worst = 0.0
     for objective, theta in problems(trials, (*FULLY_CONNECTED, *OTHERS)):
         _, gradient, f = objective.gradient(theta)
-        moved = jvp(lambda t, o=objective: o._call(t, o.x)[:, 0], (theta,), (-gradient,))[1]
+        moved = jvp(lambda t, o=objective: o._call(t, o.x)[:, 0], theta, -gradient)[1]
         j = jacobian(objective, theta)
         md = 2 / objective.n * j @ (j.T @ (f - objective.y)[:, 0])
         worst = max(worst, float((moved + scale * md).norm() / md.norm()))
