@@ -214,13 +214,13 @@ def checks(notebook: str, p: SimpleNamespace) -> Any:
         for arguments in (c["rule"].get("arguments", {}) for c in mine)
     ]
     if any(others):
-        rows = [_cells("th", "Claim", "Measured here", "On record")]
+        rows, known = [_cells("th", "Claim", "Measured here", "On record")], claims.on_record(store.root())
         for claim, changed in zip(mine, others, strict=True):
             if "reading" in claim["rule"] or "experiments" in claim["rule"]:  # nothing that these parameters change
                 continue
-            here, there = claims.check(claim["rule"], **changed), claims.check(claim["rule"])
+            here, there = claims.check(claim["rule"], **changed), known.get(claim["id"], {}).get("statistic") or {}
             what = html.escape(f"{claim['statement']} ({claim['rule'].get('unit', '1')})")
-            rows.append(_cells("td", what, number(here.value), number(there.value)))
+            rows.append(_cells("td", what, number(here.value), number(there.get("value"))))
         return HTML("<p>Other settings than on record: no verdict.</p>" + _scrollable("Measured here", rows))
     rows = [_cells("th", "Claim", "Tested", "Found", "As printed", "Corrected")]
     for claim in mine:
