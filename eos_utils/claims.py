@@ -17,41 +17,20 @@ import math
 import operator
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import yaml
 
-from eos_utils import (
-    anomalies,
-    assumption_stats,
-    decay_stats,
-    directions,
-    eos_stats,
-    fg_edge,
-    fg_lemmas,
-    fg_phase1,
-    fg_theorem,
-    phase_stats,
-    residual_stats,
-    sg_assumptions,
-    sg_growth,
-    sg_identities,
-    sg_residual,
-    sg_section3,
-    sg_theorems,
-    size_stats,
-)
 from eos_utils.catalogue import Entry, catalogue
 from eos_utils.eos_stats import bootstrap
 from eos_utils.experiment import as_two_over, rational
 from eos_utils.fg_theory import Tested
+from eos_utils.registry import CHECKS, GROUPED, STATISTICS
 from eos_utils.store import Store, StoreError
 from eos_utils.store import root as default_root
-
-T = TypeVar("T")
 
 CLAIM_FIELDS = ("id", "item", "paper", "place", "kind", "statement", "notebook", "rule", "amended")
 RULE_FIELDS = (
@@ -61,46 +40,6 @@ RULE_FIELDS = (
 CHECK_FIELDS = ("statistic", "arguments", "unit", "accept_if", "reject_if", "outcomes", "tolerance", "corrected", "why")
 READINGS = ("not decidable as printed", "vacuous", "hypotheses not met", "counterexample")
 OUTCOMES = ("holds on everything tested", "counterexample")
-
-
-def registry(*parts: Mapping[str, Callable[..., T]]) -> dict[str, Callable[..., T]]:
-    """The functions of several rooms by name. ``ValueError`` if two have the same: a rule would get the wrong one."""
-    found: dict[str, Callable[..., T]] = {}
-    for part in parts:
-        if taken := sorted(found.keys() & part.keys()):
-            raise ValueError(f"the name {', '.join(taken)} is taken by a function of another room")
-        found |= part
-    return found
-
-
-# Statistics of one run, and of the runs of one seed beside those of all other seeds. With ``by: seed`` in a rule the
-# seed is the unit: a statistic of one run is then the largest over the seed's runs.
-STATISTICS: dict[str, Callable[..., float]] = registry(
-    eos_stats.STATISTICS,
-    decay_stats.STATISTICS,
-    directions.STATISTICS,
-    phase_stats.STATISTICS,
-    anomalies.STATISTICS,
-    residual_stats.STATISTICS,
-    sg_residual.STATISTICS,
-    assumption_stats.STATISTICS,
-)
-GROUPED: dict[str, Callable[..., float]] = registry(
-    decay_stats.GROUPED, directions.GROUPED, size_stats.GROUPED, assumption_stats.GROUPED
-)
-# The checks of mathematical claims, by name.
-CHECKS: dict[str, Callable[..., Tested]] = registry(
-    fg_lemmas.CHECKS,
-    fg_phase1.CHECKS,
-    fg_theorem.CHECKS,
-    fg_edge.CHECKS,
-    sg_identities.CHECKS,
-    sg_section3.CHECKS,
-    sg_growth.CHECKS,
-    sg_residual.CHECKS,
-    sg_theorems.CHECKS,
-    sg_assumptions.CHECKS,
-)
 COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 

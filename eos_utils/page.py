@@ -15,7 +15,7 @@ import shlex
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from eos_utils import catalogue, claims, store
+from eos_utils import catalogue, claims, registry, store
 from eos_utils.eos_stats import entry_step, scaled
 from eos_utils.experiment import Experiment, Measure, as_two_over, rational, subscript
 from eos_utils.run import git_state, run, versions
@@ -285,7 +285,7 @@ def _measured_here(mine: list[dict[str, Any]], trajectory: xr.Dataset, what: str
         rule = claim.get("rule")
         if not rule or "experiments" not in rule or rule.get("by"):  # nothing that this one run could show
             continue
-        here = claims.STATISTICS[rule["statistic"]](trajectory, **rule.get("arguments", {}))
+        here = registry.STATISTICS[rule["statistic"]](trajectory, **rule.get("arguments", {}))
         found = claims.evaluate(claim)["statistic"]
         rows.append(
             _cells("td", html.escape(claim["statement"]), number(here), number(found["value"]) if found else "pending")

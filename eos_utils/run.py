@@ -194,6 +194,7 @@ class _Progress:
         self.bar.update(max(0, descent.step - self.bar.n))
 
     def close(self) -> None:
+        """Ends the line."""
         if self.bar is not None:
             self.bar.close()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from eos_utils import claims
+from eos_utils import claims, registry
 from eos_utils.catalogue import Entry, catalogue
 from eos_utils.curvature import Hessian
 from eos_utils.data import DataError
@@ -115,7 +115,7 @@ def whole(entry: Entry, *, device: str = "auto", progress: bool = True) -> list[
         rule = claim["rule"]
         known = claims.measure([entry.name, *_forks_of(entry, rule)], rule, place).values()
         low, high = min(known), max(known)
-        value = claims.STATISTICS[rule["statistic"]](run, **rule.get("arguments", {}))
+        value = registry.STATISTICS[rule["statistic"]](run, **rule.get("arguments", {}))
         if not low - (high - low) <= value <= high + (high - low):
             outside.append(f"{rule['statistic']} is {value:.4g}, on record and in its forks {low:.4g} to {high:.4g}")
     return outside

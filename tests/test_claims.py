@@ -10,6 +10,7 @@ import yaml
 
 from eos_utils import claims, eos_stats
 from eos_utils.catalogue import catalogue
+from eos_utils.registry import registry
 from eos_utils.store import Store
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -461,6 +462,6 @@ def test_verdict_runs_use_seeds_from_100_on():
 
 
 def test_two_rooms_cannot_register_one_name():
-    assert claims.registry({"a": len}, {"b": max}) == {"a": len, "b": max}
+    assert registry({"a": len}, {"b": max}) == {"a": len, "b": max}
     with pytest.raises(ValueError, match="the name a is taken"):
-        claims.registry({"a": len}, {"a": max})
+        registry({"a": len}, {"a": max})
