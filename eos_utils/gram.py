@@ -109,11 +109,17 @@ class Gram:
             beta.append(b if slope is None else b * slope[:, None])
         return list(zip(alpha, beta[::-1], strict=True))
 
-    def at(self, theta: Tensor) -> Parts:
-        """M, M_A and M_W at θ, from one forward and one backward sweep."""
+    def outputs(self, theta: Tensor, factors: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The outputs F, (n, c), from the factors at θ: a small product where the objective would sweep the data."""
+        last, alpha = self.layers[-1], factors[-1][0]
+        weight = theta[last.weight].view(last.fan_out, last.fan_in)
+        return nn.functional.linear(alpha, weight, None if last.bias is None else theta[last.bias])
+
+    def at(self, theta: Tensor, factors: list[tuple[Tensor, Tensor]] | None = None) -> Parts:
+        """M, M_A and M_W at θ, from one forward and one backward sweep, or from the ``factors`` where they are known."""
         n, c = self.objective.y.shape
         m_a, m_w = theta.new_zeros(2, n, c, n, c)
-        for i, (alpha, beta) in enumerate(self.factors(theta)):
+        for i, (alpha, beta) in enumerate(factors or self.factors(theta)):
             inner = alpha @ alpha.T if i else self.inputs
             if self.layers[i].bias is not None:
                 inner = inner + 1

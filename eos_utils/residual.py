@@ -80,8 +80,9 @@ class Residual:
             raise ValueError(f"the Gram matrix is observed for one output; these labels have {objective.y.shape[1]}")
         if self.gram is None:
             self.gram = Gram(objective)
-        parts = self.gram.at(theta)
-        y, outputs = objective.y[:, 0], objective.outputs(theta)[:, 0]
+        factors = self.gram.factors(theta)
+        parts = self.gram.at(theta, factors)
+        y, outputs = objective.y[:, 0], self.gram.outputs(theta, factors)[:, 0]
         d, b = outputs - y, self.before
         found = self.tracker.update(Matrix(parts.M))
         v = found.vectors[:, 0].clone()

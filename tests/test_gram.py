@@ -74,6 +74,9 @@ def test_layer_factors_give_the_gram_matrix_of_the_explicit_jacobian(activation,
     gram.at(theta.flip(0))  # what is kept from one point to the next does not depend on the point
     for found, wanted in zip(gram.at(theta), reference(objective, theta, last), strict=True):
         close(found, wanted)
+    factors = gram.factors(theta)
+    close(gram.outputs(theta, factors), objective.outputs(theta))
+    assert all(torch.equal(a, b) for a, b in zip(gram.at(theta, factors), gram.at(theta), strict=True))
     for part, wanted in zip(("all", "A", "W"), reference(objective, theta, last), strict=True):
         close(matrix(GramOperator(objective, theta, part)), wanted)
 
