@@ -24,9 +24,10 @@ from eos_utils.losses import LOSSES
 from eos_utils.objective import Objective
 from eos_utils.observers import Eigenvalues, Snapshots
 from eos_utils.residual import Residual
+from eos_utils.resnet import small_resnet
 
 SCHEMA = 1
-NETWORKS = ("fc", "resnet18")
+NETWORKS = ("fc", "resnet18", "small_resnet")
 
 
 def rational(value: Any, name: str = "eta") -> Fraction:
@@ -132,6 +133,9 @@ class Experiment:
                 raise ValueError(f"{name}={value!r}: must be an integer")
             if value < least:
                 raise ValueError(f"{name}={value}: must be at least {least}")
+        if self.network == "small_resnet" and (self.activation, self.bias) != ("relu", False):
+            given = f"activation={self.activation!r}, bias={self.bias}"
+            raise ValueError(f"{given}: network='small_resnet' has activation='relu', bias=False")
         if not isinstance(self.bias, bool):
             raise ValueError(f"bias={self.bias!r}: must be true or false")
         for name, most in {"stop_accuracy": 1.0, "stop_loss": float("inf")}.items():
@@ -224,6 +228,8 @@ class Experiment:
         outputs = loaded.y.shape[1]
         if self.network == "resnet18":
             model: torch.nn.Module = models.resnet18(outputs, seed=self.seed)
+        elif self.network == "small_resnet":
+            model = small_resnet(self.width, self.depth, outputs, self.seed)
         else:
             model = models.fully_connected(
                 loaded.x.shape[1],

@@ -68,7 +68,7 @@ class Gram:
     r"""M of a fully connected network, dense, at any θ; keeps :math:`XX^\top` from one θ to the next.
 
     Memory: a few matrices of (nc, nc), and the factors. Raises ``ValueError`` for ``cross_entropy``, whose curvature in
-    the outputs is not constant, for other modules (:class:`GramOperator` takes those), and for a θ of another size.
+    the outputs is not constant, for other modules (:class:`GramOperator` and :class:`eos_utils.jacobian.ModuleGram` take those), and for a θ of another size.
 
     >>> import torch
     >>> from eos_utils.models import fully_connected
@@ -116,7 +116,7 @@ class Gram:
         return nn.functional.linear(alpha, weight, None if last.bias is None else theta[last.bias])
 
     def at(self, theta: Tensor, factors: list[tuple[Tensor, Tensor]] | None = None) -> Parts:
-        """M, M_A and M_W at θ, from one forward and one backward sweep, or from the ``factors`` where they are known."""
+        """M, M_A and M_W at θ, from one forward and one backward sweep, or from the ``factors`` if they are known."""
         n, c = self.objective.y.shape
         m_a, m_w = theta.new_zeros(2, n, c, n, c)
         for i, (alpha, beta) in enumerate(factors or self.factors(theta)):

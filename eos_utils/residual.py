@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from eos_utils.gram import Gram, Matrix, output_layer
+from eos_utils.jacobian import ModuleGram
 from eos_utils.lanczos import EigenTracker
 from eos_utils.objective import Objective
 
@@ -68,7 +69,7 @@ class Residual:
         self.tracker, self.tracker_a = EigenTracker(2, tol=TOL), EigenTracker(1, tol=1e-6)
         self.before: dict[str, Tensor] = {}  # of the last step: D, MD, R, MR, v1, and what R' is to be now
         self.first: Tensor | None = None  # eigenvectors of the first spectrum
-        self.gram: Gram | None = None
+        self.gram: Any = None
 
     def due(self, step: int) -> bool:
         """At every step."""
@@ -79,7 +80,7 @@ class Residual:
         if objective.y.shape[1] != 1:
             raise ValueError(f"the Gram matrix is observed for one output; these labels have {objective.y.shape[1]}")
         if self.gram is None:
-            self.gram = Gram(objective)
+            self.gram = gram_of(objective)
         factors = self.gram.factors(theta)
         parts = self.gram.at(theta, factors)
         y, outputs = objective.y[:, 0], self.gram.outputs(theta, factors)[:, 0]
@@ -211,7 +212,13 @@ class Residual:
             tracker.load_state(saved)
 
 
+def gram_of(objective: Objective) -> Gram | ModuleGram:
+    """What gives M of a network: from layer factors where it is fully connected, else from the Jacobian."""
+    return Gram(objective) if objective.layers is not None else ModuleGram(objective)
+
+
 def _layer_norms(objective: Objective, theta: Tensor) -> list[float]:
-    """Squared norm of the weights of each layer."""
-    assert objective.layers is not None
-    return [float(theta[layer.weight].square().sum()) for layer in objective.layers]
+    """Squared norm of the weights of each layer; biases do not count."""
+    sizes = [shape.numel() for shape in objective.shapes.values()]
+    named = zip(objective.shapes, theta.split(sizes), strict=True)
+    return [float(part.square().sum()) for name, part in named if not name.endswith("bias")]

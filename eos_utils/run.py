@@ -256,7 +256,7 @@ def compute(
     theta, first = start_of(experiment, objective, records or store.Store())
     begins_with = start_facts(objective, theta)
     descent = Descent(theta, experiment.step_size, first, first)
-    extra = store.OBSERVING if residual is not None else ()
+    extra = store.optional(residual is not None, experiment.network)
     stamp = {"code": store.fingerprints(extra), "data": loaded.sha256}
     if path.is_file():
         saved = None

@@ -33,6 +33,7 @@ NETWORKS = {
     "tanh4_wide": "the same, 200 wide",
     "elu4": "ELU, 3 hidden",
     "relu4": "ReLU, 3 hidden",
+    "resnet": "residual, ReLU",
 }
 
 

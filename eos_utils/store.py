@@ -42,6 +42,7 @@ NUMERIC_MODULES = (
     "descent",
 )
 OBSERVING = ("gram", "residual")  # ... and of records that hold the Gram matrix and the residual
+RESIDUAL = ("jacobian", "resnet")  # ... and of those of the small residual network
 
 
 _PARSING = threading.Lock()  # ast.parse of Python 3.11 fails now and then when two threads use it at once
@@ -93,6 +94,11 @@ def fingerprints(extra: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
         source = pathlib.Path(str(module.__file__)).read_text(encoding="utf-8")
         found[name] = {"numerics": module.NUMERICS, "source": _code_hash(source)}
     return found
+
+
+def optional(observed: bool, network: str) -> tuple[str, ...]:
+    """The modules that make numbers in a record of this kind and not in all."""
+    return (*(OBSERVING if observed else ()), *(RESIDUAL if network == "small_resnet" else ()))
 
 
 @dataclass(frozen=True)
@@ -200,12 +206,13 @@ class Store:
                 os.fsync(stream.fileno())
             sha256 = file_sha256(temp)
             final = self.folder / f"{key}-{sha256[:8]}.nc"
+            network = json.loads(dataset.attrs.get("experiment", "{}")).get("network", "")
             manifest = {
                 "format": FORMAT,
                 "key": key,
                 "file": final.name,
                 "sha256": sha256,
-                "code": fingerprints(OBSERVING if "observed" in dataset.coords else ()),
+                "code": fingerprints(optional("observed" in dataset.coords, network)),
                 "provenance": provenance,
             }
             _fsync_write(note, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
@@ -243,7 +250,7 @@ class Store:
     def restamp(self, key: str) -> None:
         """Declares a record verified with the present code (after a replay has agreed)."""
         manifest = self.manifest(key)
-        manifest["code"] = fingerprints([name for name in OBSERVING if name in manifest["code"]])
+        manifest["code"] = fingerprints([name for name in (*OBSERVING, *RESIDUAL) if name in manifest["code"]])
         temp = self.folder / f".restamp-{key}"
         _fsync_write(temp, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
         os.replace(temp, self.manifest_path(key))
@@ -262,7 +269,7 @@ class Store:
         except StoreError as error:
             return Status("stale", str(error))
         then = manifest["code"]
-        now = fingerprints([name for name in OBSERVING if name in then])
+        now = fingerprints([name for name in (*OBSERVING, *RESIDUAL) if name in then])
         # A module that the record does not know was split off or added: a replay tells whether numbers moved.
         raised = [
             f"NUMERICS of {name} {then[name]['numerics']} -> {now[name]['numerics']}"

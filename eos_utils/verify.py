@@ -18,8 +18,8 @@ from eos_utils.catalogue import Entry, catalogue
 from eos_utils.curvature import Hessian
 from eos_utils.data import DataError
 from eos_utils.forks import start_of
-from eos_utils.gram import Gram
 from eos_utils.lanczos import top_eigenpairs
+from eos_utils.residual import gram_of
 from eos_utils.run import compute, forget, pick_device
 from eos_utils.store import Store, root
 
@@ -68,7 +68,7 @@ def replay(entry: Entry, *, device: str = "auto", quick: bool = False, store: St
         for i, label in enumerate(run["snapshot"].values):
             theta = torch.from_numpy(np.array(run["theta"].values[i])).to(objective.device, objective.dtype)
             points.append((str(label), int(run["snapshot_step"].values[i]), theta))
-    found, gram = [], Gram(objective) if "sharpness" in run else None
+    found, gram = [], gram_of(objective) if "sharpness" in run else None
     steps, loss, eta = run["step"].values, run["loss"].values, run["eta"].values
     measured, eigenvalues = run["measured"].values, run["eigenvalue"].values
     if quick:  # past the edge where possible, with enough steps on record after it
