@@ -68,7 +68,8 @@ class Gram:
     r"""M of a fully connected network, dense, at any θ; keeps :math:`XX^\top` from one θ to the next.
 
     Memory: a few matrices of (nc, nc), and the factors. Raises ``ValueError`` for ``cross_entropy``, whose curvature in
-    the outputs is not constant, for other modules (:class:`GramOperator` and :class:`eos_utils.jacobian.ModuleGram` take those), and for a θ of another size.
+    the outputs is not constant, for other modules (:class:`GramOperator` takes those, and of convolutions
+    :class:`eos_utils.jacobian.ModuleGram`), and for a θ of another size.
 
     >>> import torch
     >>> from eos_utils.models import fully_connected
