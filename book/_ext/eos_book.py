@@ -1,7 +1,8 @@
 """Sphinx extension of this book: claims, inventory, claims.json, and what the published address decides.
 
 Directives
-    `{eos-claims}`     claims as cards; options `paper`, `notebook`, `item`; flag `counts` for numbers only
+    `{eos-claims}`     claims as cards; options `paper`, `notebook`, `item`, `kind`, `verdicts` (several, with commas);
+                       flags `counts` for numbers only, `list` for a line each
     `{eos-inventory}`  the items of a paper (its argument) with their page and the verdicts of their claims
 
 Verdicts come from `eos_utils.claims` alone. The ledger is evaluated once a build; pages that show it are
@@ -114,6 +115,11 @@ def badge(verdict: str, label: str = "", count: int | None = None) -> nodes.inli
     return nodes.inline(words, words, classes=["eos-badge", f"eos-{tone}"])
 
 
+def slug(verdict: str) -> str:
+    """A verdict as a class name."""
+    return verdict.replace(" ", "-")
+
+
 def counts(claims: list[dict]) -> list[nodes.Node]:
     """How many claims carry which verdict as printed, in the order of `VERDICTS`."""
     tally = Counter(c["as_printed"] or "pending" for c in claims)
@@ -205,18 +211,28 @@ class Claims(LedgerDirective):
         "paper": directives.unchanged,
         "notebook": directives.unchanged,
         "item": directives.unchanged,
+        "kind": directives.unchanged,
+        "verdicts": directives.unchanged,
         "counts": directives.flag,
+        "list": directives.flag,
     }
 
     def run(self) -> list[nodes.Node]:
-        want = {k: v.strip() for k, v in self.options.items() if k != "counts"}
+        want = {k: v.strip() for k, v in self.options.items() if k not in ("counts", "list", "verdicts")}
         chosen = [c for c in self.ledger if all(c.get(k) == v for k, v in want.items())]
+        if "verdicts" in self.options:
+            wanted = [v.strip() for v in self.options["verdicts"].split(",")]
+            if unknown := [v for v in wanted if v not in VERDICTS]:
+                raise self.error(f"no verdict {', '.join(unknown)}; there are {', '.join(VERDICTS)}")
+            chosen = [c for c in chosen if (c["as_printed"] or "pending") in wanted]
         if not chosen:
             return [nodes.paragraph("", "No claim is registered here yet.")]
         noun = "claim" if len(chosen) == 1 else "claims"
         total = nodes.paragraph("", "", text(f"{len(chosen)} {noun}: "), *counts(chosen), classes=["eos-counts"])
         if "counts" in self.options:
-            return [total]
+            return [self.linked(total)]
+        if "list" in self.options:
+            return [self.lines(chosen)]
         titles = {i["id"]: (i["place"], i["title"]) for i in self.env.app.eos_inventory}  # type: ignore[attr-defined]
         out: list[nodes.Node] = [total]
         last = None
@@ -233,10 +249,39 @@ class Claims(LedgerDirective):
             out.append(self.card(claim, anchored))
         return out
 
+    def linked(self, total: nodes.paragraph) -> nodes.paragraph:
+        """The counts of a paper, each a link to the claims page with that filter."""
+        app = self.env.app
+        if "paper" not in self.options or app.builder.format != "html" or "book/claims" not in self.env.found_docs:
+            return total
+        page = app.builder.get_relative_uri(self.env.docname, "book/claims")
+        for found in list(total.findall(nodes.inline)):
+            if "eos-badge" in found["classes"]:
+                verdict = found.astext().split(" ", 2)[2]
+                query = f"?paper={self.options['paper'].strip().lower()}&verdict={slug(verdict)}"
+                link = nodes.reference("", "", internal=True, refuri=page + query)
+                found.replace_self(link)
+                link += found
+        return total
+
+    def lines(self, chosen: list[dict]) -> nodes.bullet_list:
+        """A line for each claim: its place, the statement, and the page that shows it."""
+        out = nodes.bullet_list(classes=["eos-lines"])
+        for claim in chosen:
+            said = ": " + claim["statement"].strip()
+            line = nodes.paragraph("", "", nodes.strong("", claim["place"]), nodes.Text(said))
+            if claim.get("corrected") and claim["corrected"] != "none":
+                line += [nodes.Text(" "), badge(claim["corrected"], "corrected:")]
+            if claim.get("notebook"):
+                line += [nodes.Text(" ("), self.page(claim["notebook"], claim["notebook"]), nodes.Text(")")]
+            out += nodes.list_item("", line)
+        return out
+
     def card(self, claim: dict, anchored: bool) -> nodes.container:
         verdict = claim["as_printed"] or "pending"
         pending = verdict == "pending"
-        card = block("eos-claim", f"eos-tone-{VERDICTS.get(verdict, ('mixed',))[0]}")
+        card = block("eos-claim", f"eos-tone-{VERDICTS.get(verdict, ('mixed',))[0]}", f"eos-is-{slug(verdict)}")
+        card["classes"] += [f"eos-of-{claim['paper'].lower()}", f"eos-kind-{claim['kind']}"]
         head = nodes.paragraph("", "", classes=["eos-claim-head"])
         if anchored:
             # A dot is legal in an id, but docutils would not link to it.
