@@ -22,7 +22,7 @@ pinned = $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.to
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help book test setup lint types unit smoke claims check format record verify status lock clean distclean
+.PHONY: help book test setup lint types unit smoke claims check browser format record verify status lock clean distclean
 
 help:  ## this list
 	@echo "make book     the book, from nothing to _build/html/index.html"
@@ -36,7 +36,7 @@ help:  ## this list
 book: $(BOOK)  ## the book: set up, execute every notebook, build the pages
 	@echo "The book: $(CURDIR)/_build/html/index.html"
 
-test: lint types unit smoke $(BOOK) claims check  ## lint, types, unit tests, live notebooks, the book and its links
+test: lint types unit smoke $(BOOK) claims check browser  ## lint, types, unit tests, live notebooks, the book and its pages
 
 setup: $(READY)  ## .venv with everything in it
 
@@ -64,8 +64,8 @@ lint: $(READY)  ## ruff: style, likely bugs, format
 types: $(READY)  ## mypy
 	$(BIN)/mypy
 
-unit: $(READY)  ## pytest: unit tests and doctests
-	$(BIN)/python -m pytest
+unit: $(READY)  ## pytest: unit tests and doctests, on two cores
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
 
 smoke: $(READY)  ## a short live run of every notebook (CIFAR-10 where it is found, else digits)
 	$(ONE_THREAD) $(BIN)/eos smoke
@@ -79,6 +79,9 @@ claims: $(READY)  ## the recorded verdicts are those that the rules give
 
 check: $(BOOK)  ## links, anchors and alt text of the built pages
 	$(BIN)/eos check
+
+browser: $(BOOK)  ## the built pages in chromium, where there is one (EOS_REQUIRE_BROWSER=1: where there must be)
+	$(BIN)/python -m pytest -n 2 tests/browser
 
 format: $(READY)  ## put source and notebooks in order: ruff, nbstripout
 	$(BIN)/ruff check --fix .

@@ -161,7 +161,7 @@ def build(root: Path, *, jobs: int = 2) -> Path:
         else:
             stale.append((notebook, copy, key))
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        failures = [f for f in pool.map(lambda job: _execute_apart(root, *job), stale) if f]
+        failures = [f for f in pool.map(lambda job: _renew(root, *job), stale) if f]
     if failures:
         raise BookError("\n".join(failures))
 
@@ -192,17 +192,25 @@ def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _execute_apart(root: Path, notebook: Path, copy: Path, key: str) -> str:
-    """Execute one notebook (kernels started from one process have raced); return what went wrong."""
+def execute_apart(root: Path, notebook: Path, out: Path, parameters: dict[str, Any] | None = None) -> str:
+    """Execute one notebook in a process of its own, with one thread; return what went wrong, or nothing.
+
+    Two fit on two cores, and kernels that were started from one process have raced.
+    """
+    done = _run(root, "-m", "eos_utils.book", str(notebook), str(out), json.dumps(parameters or {}))
+    return (done.stdout.strip() or done.stderr.strip()) if done.returncode else ""
+
+
+def _renew(root: Path, notebook: Path, copy: Path, key: str) -> str:
+    """Execute one notebook for the book and note of what it was made; return what went wrong."""
     mark = copy.with_suffix(".key")
     mark.unlink(missing_ok=True)
     print(f"{notebook.stem}: executing", flush=True)
-    done = _run(root, "-m", "eos_utils.book", str(notebook), str(copy))
-    if done.returncode:
-        return done.stdout.strip() or done.stderr.strip()
-    mark.write_text(key + "\n")
-    print(f"{notebook.stem}: done", flush=True)
-    return ""
+    failure = execute_apart(root, notebook, copy)
+    if not failure:
+        mark.write_text(key + "\n")
+        print(f"{notebook.stem}: done", flush=True)
+    return failure
 
 
 def stage(root: Path) -> Path:
@@ -331,7 +339,7 @@ def _exists(html: Path, page: str, path: str, fragment: str, ids: dict[str, Coun
 
 if __name__ == "__main__":
     try:
-        execute(Path(sys.argv[1]), Path(sys.argv[2]), progress=False, timeout=CELL_TIMEOUT)
+        execute(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), progress=False, timeout=CELL_TIMEOUT)
     except BookError as error:
         print(error)
         sys.exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
+import time
 from collections import Counter
 from typing import Any
 
@@ -126,22 +127,34 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _smoke(arguments: argparse.Namespace) -> int:
+    from concurrent.futures import ThreadPoolExecutor
+
     import yaml
 
-    from eos_utils.book import execute
+    from eos_utils.book import execute_apart
     from eos_utils.parameters import check_given, declared
 
-    folder = store.root() / "_build" / "smoke"
+    root = store.root()
+    folder = root / "_build" / "smoke"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, path in notebooks().items():
+
+    def live(item: tuple[str, pathlib.Path]) -> str:
+        name, path = item
         given = yaml.safe_load((path.parent / "params" / f"{name}.smoke.yaml").read_text(encoding="utf-8"))
         dataset = "synthetic data"
         if any(p.name == "dataset" for p in declared(path)):
             here = data.cifar10_available(given.get("n", 1))
             dataset = given.setdefault("dataset", "cifar10" if here else "digits")
-        execute(path, folder / path.name, check_given(path, given), progress=False)
-        print(f"{name}: a small live run on {dataset} passed", flush=True)
-    return 0
+        begun = time.monotonic()
+        failure = execute_apart(root, path, folder / path.name, check_given(path, given))
+        how = "failed" if failure else f"passed in {time.monotonic() - begun:.0f} s"
+        print(f"{name}: a small live run on {dataset} {how}", flush=True)
+        return failure
+
+    with ThreadPoolExecutor(max_workers=max(1, arguments.jobs)) as pool:
+        failures = [failure for failure in pool.map(live, notebooks().items()) if failure]
+    print("\n".join(failures), end="\n" if failures else "")
+    return int(bool(failures))
 
 
 def _claims(arguments: argparse.Namespace) -> int:
@@ -204,7 +217,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
     sub.add_argument("--fresh", action="store_true", help="compute, whatever is on record")
     sub.add_argument("-o", "--output", help="where the executed notebook goes (default: NOTEBOOK.out.ipynb)")
-    add("smoke", _smoke, "run every notebook live with its small parameters")
+    sub = add("smoke", _smoke, "run every notebook live with its small parameters")
+    sub.add_argument("--jobs", type=int, default=2, help="notebooks executed at a time, each with one thread")
     sub = add("claims", _claims, "the verdicts on record")
     sub.add_argument("--check", action="store_true", help="fail if a verdict no longer follows from the results")
     sub.add_argument("--update", action="store_true", help="evaluate all rules and write the ledger")

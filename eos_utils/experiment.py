@@ -25,6 +25,7 @@ from eos_utils.objective import Objective
 from eos_utils.observers import Eigenvalues, Snapshots
 from eos_utils.residual import Residual
 from eos_utils.resnet import small_resnet
+from eos_utils.terms import Terms
 
 SCHEMA = 1
 NETWORKS = ("fc", "resnet18", "small_resnet")
@@ -254,6 +255,7 @@ class Measure:
 
     ``since`` and ``overlaps``: see :class:`eos_utils.observers.Eigenvalues`. ``gram``: the Gram matrix and the residual
     at every step, with the whole spectrum at every ``gram``-th (:class:`eos_utils.residual.Residual`); 0 for neither.
+    ``terms``: both terms of the Hessian at every ``terms``-th step (:class:`eos_utils.terms.Terms`); 0 for never.
     """
 
     k: int = 6
@@ -264,6 +266,7 @@ class Measure:
     since: int = 0
     overlaps: bool = False
     gram: int = 0
+    terms: int = 0
 
     def observers(self) -> tuple[Eigenvalues, Snapshots]:
         """Fresh observers."""
@@ -273,3 +276,7 @@ class Measure:
     def residual(self) -> Residual | None:
         """A fresh observer of the Gram matrix and the residual, if these are to be measured."""
         return Residual(self.gram) if self.gram else None
+
+    def weighing(self) -> Terms | None:
+        """A fresh observer of the two terms of the Hessian, if these are to be measured."""
+        return Terms(self.terms) if self.terms else None

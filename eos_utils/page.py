@@ -65,7 +65,7 @@ def findings(paper: str, kind: str, verdicts_shown: tuple[str, ...]) -> Any:
         repaired = "–" if claim["corrected"] == "none" else _badge(claim["corrected"])
         link = f'<a href="{claim["notebook"]}.html">{html.escape(claim["statement"].strip())}</a>'
         rows.append(_cells("td", html.escape(claim["place"]), link, _badge(claim["as_printed"]), repaired))
-    return HTML(_scrollable("Findings", rows))
+    return HTML(_scrollable(f"Findings: {paper}, {kind}, {' or '.join(verdicts_shown)}", rows))
 
 
 def decayed(p: SimpleNamespace, name: str) -> xr.Dataset:

@@ -19,7 +19,9 @@ from eos_utils import (
     residual_stats,
     sg_assumptions,
     sg_growth,
+    sg_hessian,
     sg_identities,
+    sg_long_run,
     sg_residual,
     sg_section3,
     sg_theorems,
@@ -51,6 +53,8 @@ STATISTICS: dict[str, Callable[..., float]] = registry(
     residual_stats.STATISTICS,
     sg_residual.STATISTICS,
     assumption_stats.STATISTICS,
+    sg_hessian.STATISTICS,
+    sg_long_run.STATISTICS,
 )
 GROUPED: dict[str, Callable[..., float]] = registry(
     decay_stats.GROUPED, directions.GROUPED, size_stats.GROUPED, assumption_stats.GROUPED
@@ -67,4 +71,6 @@ CHECKS: dict[str, Callable[..., Tested]] = registry(
     sg_residual.CHECKS,
     sg_theorems.CHECKS,
     sg_assumptions.CHECKS,
+    sg_hessian.CHECKS,
+    sg_long_run.CHECKS,
 )

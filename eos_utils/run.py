@@ -26,6 +26,7 @@ from eos_utils.forks import point_path, start_of
 from eos_utils.objective import Objective
 from eos_utils.observers import Eigenvalues, Observer, Snapshots, start_facts
 from eos_utils.residual import Residual
+from eos_utils.terms import Terms
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -88,10 +89,12 @@ def trajectory(
     eigenvalues: Eigenvalues,
     snapshots: Snapshots,
     residual: Residual | None = None,
+    terms: Terms | None = None,
 ) -> xr.Dataset:
     """The recorded run as a dataset: 'step' (every step), 'measured' (steps with eigenvalues), 'eig', 'snapshot'.
 
-    With ``residual`` also 'observed' and 'spectral', see :class:`eos_utils.residual.Residual`.
+    With ``residual`` also 'observed' and 'spectral', see :class:`eos_utils.residual.Residual`; with ``terms``
+    'weighed', see :class:`eos_utils.terms.Terms`.
     """
     import xarray as xr
 
@@ -150,9 +153,10 @@ def trajectory(
     }
     if snapshots.rows["step"]:
         coords["snapshot"] = ("snapshot", np.array(snapshots.rows["label"], dtype=str))
-    if residual is not None and residual.rows["step"]:
-        more, at = residual.variables()
-        variables, coords = variables | more, coords | at
+    for observer in (residual, terms):
+        if observer is not None and observer.rows["step"]:
+            more, at = observer.variables()
+            variables, coords = variables | more, coords | at
     attrs = {
         "experiment": json.dumps(experiment.canonical(), sort_keys=True),
         "status": descent.status,
@@ -251,12 +255,15 @@ def compute(
     residual = measure.residual()
     if residual is not None:
         observers["residual"] = residual
+    terms = measure.weighing()
+    if terms is not None:
+        observers["terms"] = terms
     path = partial_path(experiment, measure)
     projection = experiment.projection()
     theta, first = start_of(experiment, objective, records or store.Store())
     begins_with = start_facts(objective, theta)
     descent = Descent(theta, experiment.step_size, first, first)
-    extra = store.optional(residual is not None, experiment.network)
+    extra = store.optional(residual is not None, experiment.network, terms is not None)
     stamp = {"code": store.fingerprints(extra), "data": loaded.sha256}
     if path.is_file():
         saved = None
@@ -332,7 +339,7 @@ def compute(
         "measure": dataclasses.asdict(measure),
         "recorded_at": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
-    result = trajectory(experiment, descent, eigenvalues, snapshots, residual)
+    result = trajectory(experiment, descent, eigenvalues, snapshots, residual, terms)
     result.attrs["provenance"] = json.dumps(provenance)
     result.attrs["start"] = json.dumps(begins_with)
     if descent.status != "running":  # a finished run is kept until its result is stored: see forget
@@ -397,4 +404,5 @@ def _covers(found: xr.Dataset, measure: Measure) -> bool:
         and there.get("since", 0) <= measure.since
         and (there.get("overlaps", False) or not measure.overlaps)
         and measure.gram in (0, there.get("gram", 0))
+        and measure.terms in (0, there.get("terms", 0))
     )

@@ -42,6 +42,7 @@ NUMERIC_MODULES = (
     "descent",
 )
 OBSERVING = ("gram", "residual")  # ... and of records that hold the Gram matrix and the residual
+WEIGHING = ("terms",)  # ... and of those that hold both terms of the Hessian
 RESIDUAL = ("jacobian", "resnet")  # ... and of those of the small residual network
 
 
@@ -96,9 +97,10 @@ def fingerprints(extra: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     return found
 
 
-def optional(observed: bool, network: str) -> tuple[str, ...]:
+def optional(observed: bool, network: str, weighed: bool = False) -> tuple[str, ...]:
     """The modules that make numbers in a record of this kind and not in all."""
-    return (*(OBSERVING if observed else ()), *(RESIDUAL if network == "small_resnet" else ()))
+    residual = RESIDUAL if network == "small_resnet" else ()
+    return (*(OBSERVING if observed else ()), *(WEIGHING if weighed else ()), *residual)
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class Store:
                 "key": key,
                 "file": final.name,
                 "sha256": sha256,
-                "code": fingerprints(optional("observed" in dataset.coords, network)),
+                "code": fingerprints(optional("observed" in dataset.coords, network, "weighed" in dataset.coords)),
                 "provenance": provenance,
             }
             _fsync_write(note, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
@@ -250,7 +252,9 @@ class Store:
     def restamp(self, key: str) -> None:
         """Declares a record verified with the present code (after a replay has agreed)."""
         manifest = self.manifest(key)
-        manifest["code"] = fingerprints([name for name in (*OBSERVING, *RESIDUAL) if name in manifest["code"]])
+        manifest["code"] = fingerprints(
+            [name for name in (*OBSERVING, *WEIGHING, *RESIDUAL) if name in manifest["code"]]
+        )
         temp = self.folder / f".restamp-{key}"
         _fsync_write(temp, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
         os.replace(temp, self.manifest_path(key))
@@ -269,7 +273,7 @@ class Store:
         except StoreError as error:
             return Status("stale", str(error))
         then = manifest["code"]
-        now = fingerprints([name for name in (*OBSERVING, *RESIDUAL) if name in then])
+        now = fingerprints([name for name in (*OBSERVING, *WEIGHING, *RESIDUAL) if name in then])
         # A module that the record does not know was split off or added: a replay tells whether numbers moved.
         raised = [
             f"NUMERICS of {name} {then[name]['numerics']} -> {now[name]['numerics']}"

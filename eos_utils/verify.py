@@ -22,6 +22,7 @@ from eos_utils.lanczos import top_eigenpairs
 from eos_utils.residual import gram_of
 from eos_utils.run import compute, forget, pick_device
 from eos_utils.store import Store, root
+from eos_utils.terms import FIELDS, terms
 
 REPLAY_STEPS = 20
 LOSS_TOLERANCE = 1e-3  # relative, over 20 steps: rounding at the edge grows by a few per cent a step
@@ -71,6 +72,7 @@ def replay(entry: Entry, *, device: str = "auto", quick: bool = False, store: St
     found, gram = [], gram_of(objective) if "sharpness" in run else None
     steps, loss, eta = run["step"].values, run["loss"].values, run["eta"].values
     measured, eigenvalues = run["measured"].values, run["eigenvalue"].values
+    weighed = run["weighed"].values if "weighed" in run.coords else np.array([])
     if quick:  # past the edge where possible, with enough steps on record after it
         points = [point for point in points if point[1] + REPLAY_STEPS <= steps[-1]][-1:]
     for label, begin, theta in points:
@@ -83,6 +85,9 @@ def replay(entry: Entry, *, device: str = "auto", quick: bool = False, store: St
             for j in np.flatnonzero(measured == t):
                 cold = top_eigenpairs(Hessian(objective, theta), run.sizes["eig"], tol=1e-3, seed=t)
                 apart = max(apart, float(np.abs(cold.values.numpy() - eigenvalues[j]).max() / eigenvalues[j, 0]))
+            for j in np.flatnonzero(weighed == t):
+                off = np.array(terms(objective, theta, t).values) - [run[name].values[j] for name in FIELDS]
+                apart = max(apart, float(np.abs(off).max() / run["gauss_newton"].values[j]))
             if gram is not None:
                 sharpness = float(torch.linalg.eigvalsh(gram.at(theta).M)[-1])
                 apart = max(apart, abs(sharpness / float(run["sharpness"].sel(observed=t)) - 1))

@@ -1,0 +1,210 @@
+"""The built book in chromium, from the disk: every page in light and dark, wide and narrow, and axe-core over each.
+
+Not among the unit tests: `make browser` builds the book first. Without chromium they are skipped, and say so; with
+EOS_REQUIRE_BROWSER=1, as in CI, its absence is a failure.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from eos_utils import fg_blocks as blocks
+from eos_utils import lab
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+HTML = ROOT / "_build" / "html"
+# What is generated and has no text of its own.
+GENERATED = {"genindex.html", "search.html", "404.html", "prf-prf.html"}
+# In both colour schemes: a page of each kind.
+TEMPLATES = {
+    "book/index",
+    "book/claims",
+    "book/bibliography",
+    "notebooks/fg_fig1_top_eigenvalues",
+    "notebooks/sg_errata",
+}
+
+
+def chromium():
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = chromium()
+    if path is None:
+        what = "no chromium on this machine: the pages have not been looked at in a browser (apt install chromium)"
+        if os.environ.get("EOS_REQUIRE_BROWSER") == "1":
+            pytest.fail(what)
+        pytest.skip(what)
+    if not (HTML / "index.html").is_file():
+        pytest.fail("the book is not built: make book")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        found = play.chromium.launch(executable_path=path, args=["--no-sandbox", "--allow-file-access-from-files"])
+        yield found
+        found.close()
+
+
+def pages():
+    names = sorted(p.relative_to(HTML).as_posix() for p in HTML.rglob("*.html") if "_static" not in p.parts)
+    return [n for n in names if n not in GENERATED and n != "index.html"]
+
+
+class Watch:
+    """A tab, and what went wrong in it."""
+
+    def __init__(self, browser, scheme, width):
+        self.context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+        self.page, self.problems, self.name = self.context.new_page(), [], ""
+        self.page.on("console", lambda m: self.note(f"console: {m.text}") if m.type == "error" else None)
+        self.page.on("pageerror", lambda e: self.note(f"script: {e}"))
+        self.page.on("request", lambda r: self.note(f"asks for {r.url}") if r.url.startswith("http") else None)
+
+    def note(self, what):
+        self.problems.append(f"{self.name}: {what}")
+
+    def open(self, name, query=""):
+        self.name = name
+        self.page.goto((HTML / name).as_uri() + query, wait_until="load")
+        self.page.evaluate("() => window.MathJax?.startup?.promise")
+        return self.page
+
+    def look(self):
+        """Maths, pictures and width of the page that is open."""
+        found = self.page.evaluate("""() => ({
+            wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+            broken: [...document.images].filter(i => i.checkVisibility() && i.complete && !i.naturalWidth)
+                                        .map(i => i.alt),
+            raw: [...document.querySelectorAll('.math')].filter(m => !m.querySelector('mjx-container')).length,
+            faults: [...document.querySelectorAll('mjx-merror')].map(m => m.textContent),
+            heading: document.querySelector('h1')?.textContent ?? '',
+        })""")
+        for key, says in (
+            ("wide", "is wider than the window by {} px"),
+            ("broken", "pictures that do not load: {}"),
+            ("raw", "{} formulas are not set"),
+            ("faults", "formulas with errors: {}"),
+        ):
+            if found[key]:
+                self.note(says.format(found[key]))
+        if not found["heading"]:
+            self.note("has no heading")
+
+    def axe(self):
+        """What axe-core finds."""
+        from axe_playwright_python.sync_playwright import Axe
+
+        self.page.wait_for_timeout(150)  # the theme makes scrolling areas reachable by keyboard after load
+        for fault in Axe().run(self.page, options={"preload": False}).response["violations"]:
+            where = "; ".join(node["html"][:120] for node in fault["nodes"][:3])
+            self.note(f"axe {fault['id']} ({fault['impact']}), {len(fault['nodes'])} times: {where}")
+
+
+@pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 390)])
+def test_every_page(browser, scheme, width):
+    watch = Watch(browser, scheme, width)
+    assert len(pages()) > 20
+    for name in pages():
+        watch.open(name)
+        watch.look()
+        theme = watch.page.evaluate("() => document.documentElement.dataset.theme")
+        if theme != scheme:
+            watch.note(f"is {theme} where the reader prefers {scheme}")
+        if scheme == "light" or name.removesuffix(".html") in TEMPLATES:
+            watch.axe()
+    watch.context.close()
+    assert not watch.problems, "\n".join(watch.problems)
+
+
+def test_figures_follow_the_scheme(browser):
+    watch = Watch(browser, "light", 1280)
+    page = watch.open("notebooks/fg_fig1_top_eigenvalues.html")
+    of_each = "i => [i.classList.contains('only-dark'), i.checkVisibility()]"
+    shown = f"() => [...document.querySelectorAll('img.eos-figure')].map({of_each})"
+    assert {tuple(x) for x in page.evaluate(shown)} == {(False, True), (True, False)}
+    page.evaluate("() => { document.documentElement.dataset.theme = 'dark' }")
+    assert {tuple(x) for x in page.evaluate(shown)} == {(False, False), (True, True)}
+    assert not watch.problems, watch.problems
+    watch.context.close()
+
+
+def test_claims_can_be_filtered(browser):
+    watch = Watch(browser, "light", 1280)
+    claims = json.loads((HTML / "claims.json").read_text())
+    visible = "() => [...document.querySelectorAll('.eos-claim')].filter(c => c.checkVisibility()).map(c => c.id)"
+
+    def ids(**wanted):
+        chosen = [c for c in claims if all((c.get(k) or "pending") == v for k, v in wanted.items())]
+        return {"claim-" + c["id"].replace(".", "-") for c in chosen}
+
+    page = watch.open("book/claims.html")
+    assert set(page.evaluate(visible)) == ids() and len(ids()) == len(claims) > 100
+    page.get_by_label("Verdict as printed").select_option("counterexample")
+    assert set(page.evaluate(visible)) == ids(as_printed="counterexample") != set()
+    page.get_by_label("Paper").select_option("fg")
+    chosen = ids(as_printed="counterexample", paper="FG")
+    assert set(page.evaluate(visible)) == chosen
+    assert page.get_by_role("status").inner_text() == f"{len(chosen)} of {len(claims)} claims shown"
+    page.get_by_label("Text").fill("no such words anywhere")
+    assert page.evaluate(visible) == []
+    assert not page.locator(".eos-item").filter(visible=True).count()
+    # A link with a filter, as from the counts on the front page; and one to a claim, which wins over the filter.
+    page = watch.open("book/index.html")
+    page.locator(".eos-counts a", has_text="not reproduced").first.click()
+    page.wait_for_url("**/claims.html?*")
+    assert set(page.evaluate(visible)) == ids(as_printed="not reproduced", paper="FG")
+    page = watch.open("book/claims.html", "?verdict=pending#claim-fg-lemma-2-1-flow")
+    assert "claim-fg-lemma-2-1-flow" in page.evaluate(visible)
+    assert not watch.problems, watch.problems
+    watch.context.close()
+
+
+def test_the_laboratory_computes_what_python_does(browser):
+    watch = Watch(browser, "light", 1280)
+    page = watch.open("notebooks/laboratory.html")
+    given = json.loads(page.locator("[data-eos-lab] script").text_content())
+
+    def compare(start, steps):
+        shown = json.loads(page.locator("[data-eos-lab]").get_attribute("data-series"))
+        run = lab.path(given | {"steps": steps}, start)
+        assert len(shown["loss"]) == steps + 1
+        for name, sign in (("plus", 1), ("minus", -1)):
+            wanted = blocks.tops(run, sign)[:, 0] * run.eta[0] / 2
+            assert np.allclose(shown[name], wanted, rtol=1e-3, atol=1e-4), name
+        loss = (blocks.losses(run, 1) + blocks.losses(run, -1))[:, 0]
+        assert np.allclose(shown["loss"], loss, rtol=1e-3, atol=1e-9)
+
+    compare(0, 60)  # what is drawn before anything is touched
+    page.get_by_label("initialisation").fill("2")
+    compare(1, 0)
+    page.get_by_label("step size").fill("1.1")
+    given["q"] = 1.1
+    page.get_by_label("negative labels").fill("0.5")
+    given["labels"] = [1.0, 1.0, -0.5, -0.5]
+    page.get_by_label("neurons").fill("12")
+    given["width"] = 12
+    for _ in range(12):
+        page.get_by_role("button", name="One step").click()
+    compare(1, 12)
+    page.get_by_role("button", name="Run").click()
+    page.get_by_text(f"Step {given['steps']}:").wait_for(timeout=60_000)
+    compare(1, given["steps"])
+    assert page.get_by_role("button", name="Run").is_visible()
+    page.get_by_role("button", name="Back to the start").click()
+    assert page.get_by_role("status").inner_text().startswith("Step 0:")
+    assert not watch.problems, watch.problems
+    watch.context.close()
+
+
+def test_search_finds(browser):
+    watch = Watch(browser, "light", 1280)
+    page = watch.open("search.html", "?q=antiphase")
+    page.wait_for_selector("#search-results li", timeout=15_000)
+    assert page.locator("#search-results li a[href*='sg_fig2_anomaly_points']").count()
+    watch.context.close()
