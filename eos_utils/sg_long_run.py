@@ -306,7 +306,7 @@ def course(
     held: str = "nothing",
     seed: int = 100,
     steps: int = 320,
-    stride: int = 5,
+    stride: int = 10,
     start: float = 0.06,
     n: int = 80,
     width: int = 40,
