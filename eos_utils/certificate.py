@@ -115,7 +115,7 @@ class Probe:
 
 
 def defect_gram(basis: Basis, coordinates: Tensor, values: Tensor, allowance: float = 0.0) -> Tensor:
-    """EᵀE in Ritz coordinates, float64 (m, m), with E = (I - QQᵀ) H Q, and ``allowance``² I for what Q can not see."""
+    """EᵀE in Ritz coordinates, float64 (m, m), E = (I - QQᵀ) H Q, with ``allowance ** 2`` on the diagonal."""
     turn, theta = coordinates.to(basis.q).T, values[:, None].to(basis.q)
     gram = torch.zeros(len(values), len(values), dtype=torch.float64, device=basis.q.device)
     for q, hq in zip(basis.q.split(2**15, dim=1), basis.hq.split(2**15, dim=1), strict=True):

@@ -115,7 +115,7 @@ def _excess(own: np.ndarray, foreign: list[np.ndarray]) -> float:
 
 
 def dependence_excess(mine: list[xr.Dataset], others: list[xr.Dataset], count: int = 5, horizon: int = 50) -> float:
-    """Mean |correlation| between the motions of two followed directions of one run, less that between two runs.
+    """Mean size of the correlation of the motions of two followed directions of one run, less that of two runs.
 
     Over pairs of ``count`` directions, ``horizon`` measurements from entry on; the comparison pairs direction i of this
     run with direction j of each other seed, aligned at their entries. Slow increments and amplitudes of the alternation
@@ -181,7 +181,7 @@ def entries_beside_first(base: xr.Dataset, held: xr.Dataset) -> np.ndarray:
 
 
 def entry_shift(mine: list[xr.Dataset], others: list[xr.Dataset], eigs: int = 2, yardstick: float = 100.0) -> float:
-    """By how much the entries of the others move without the motion along v1: mean |shift| over that between forks.
+    """By how much the entries of the others move without the motion along v1: mean shift, over that of forks.
 
     ``mine``: the base run and its continuation with the first direction held. Over the first ``eigs`` eigenvalues
     beside it that have not entered when that begins and do so later in one of the two; one that does not enter in the

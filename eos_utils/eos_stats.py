@@ -127,7 +127,7 @@ def gap_closed(run: xr.Dataset, eig: int = 5, horizon: int = HORIZON) -> float:
 
 
 def roughness(values: np.ndarray) -> np.ndarray:
-    """Median |second difference|: blind to a smooth trend, sensitive to oscillation of any short period."""
+    """Median size of the second differences: blind to a smooth trend, sensitive to oscillation of any short period."""
     return np.median(np.abs(np.diff(values, n=2, axis=0)), axis=0)
 
 

@@ -104,7 +104,7 @@ def top_eigenpairs(
     r"""``k`` outermost eigenvalues of a symmetric operator, each with a bound on both sides.
 
     ``which``: 'largest' or 'smallest' (algebraically), or largest in 'magnitude', which costs both.
-    ``tol``: the wanted bound on every :math:`|\bar\lambda_i - \theta_i|`, relative to the largest |Ritz value|.
+    ``tol``: the wanted bound on every :math:`|\bar\lambda_i - \theta_i|`, relative to the largest size of a Ritz value.
     ``start``: rows (m, P) to begin from, as an earlier result's ``basis``; without it a random vector is used.
     ``check``: certify completeness with a fresh random vector; without it ``ceiling`` from an
     earlier check stands in. Raises ``ValueError`` for k < 1 or k > P and ``FloatingPointError`` if a product is not
