@@ -51,7 +51,7 @@ def panels(run: blocks.Path, last: int) -> list[Panel]:
     ]
     loss = (blocks.losses(run, 1) + blocks.losses(run, -1))[: last + 1, 0]
     return [
-        Panel(tops, "sharpness · η/2", "", level=1.0, legend="lower right"),
+        Panel(tops, "sharpness · η/2", "", level=1.0, ylim=(None, 2.7), legend="upper right", legend_columns=3),
         Panel([Curve(t, np.maximum(loss, 1e-16))], "loss", "step", log="y"),
     ]
 

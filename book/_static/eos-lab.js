@@ -205,9 +205,11 @@
     const label = document.createElement("label");
     const input = document.createElement("input");
     const shown = document.createElement("output");
-    for (const [k, v] of Object.entries(attributes)) input.setAttribute(k, v);
     input.type = "range";
     input.name = name;
+    const { value, ...range } = attributes;
+    for (const [k, v] of Object.entries(range)) input.setAttribute(k, v);
+    input.value = value; // last: it is rounded to the steps of the range as it is set
     label.append(title, input, shown);
     const tell = () => (shown.textContent = written(Number(input.value)));
     input.addEventListener("input", tell);
@@ -221,7 +223,8 @@
     const form = document.createElement("form");
     form.className = "lab-controls";
     form.setAttribute("aria-label", "Settings of the model");
-    const q = control(form, "q", "step size q₊ = η‖d₊‖", { min: 0.3, max: 1.7, step: 0.01, value: given.q }, (v) => v.toFixed(2));
+    // Not named q: Sphinx's search writes into every field of that name.
+    const q = control(form, "step-size", "step size q₊ = η‖d₊‖", { min: 0.3, max: 1.7, step: 0.01, value: given.q }, (v) => v.toFixed(2));
     const ratio = control(form, "ratio", "negative labels over positive ones", { min: 0.2, max: 1, step: 0.05, value: given.ratio }, (v) => v.toFixed(2));
     const width = control(form, "width", "neurons", { min: 4, max: given.starts[0].a.length, step: 1, value: given.width }, String);
     const which = control(form, "start", "initialisation", { min: 1, max: given.starts.length, step: 1, value: 1 }, String);

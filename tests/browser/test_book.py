@@ -181,13 +181,13 @@ def test_the_laboratory_computes_what_python_does(browser):
         assert np.allclose(shown["loss"], loss, rtol=1e-3, atol=1e-9)
 
     compare(0, 60)  # what is drawn before anything is touched
-    page.get_by_label("initialisation").fill("2")
+    page.get_by_role("slider", name="initialisation").fill("2")
     compare(1, 0)
-    page.get_by_label("step size").fill("1.1")
+    page.get_by_role("slider", name="step size").fill("1.1")
     given["q"] = 1.1
-    page.get_by_label("negative labels").fill("0.5")
+    page.get_by_role("slider", name="negative labels").fill("0.5")
     given["labels"] = [1.0, 1.0, -0.5, -0.5]
-    page.get_by_label("neurons").fill("12")
+    page.get_by_role("slider", name="neurons").fill("12")
     given["width"] = 12
     for _ in range(12):
         page.get_by_role("button", name="One step").click()
