@@ -197,7 +197,7 @@ def test_the_laboratory_computes_what_python_does(browser):
     compare(1, given["steps"])
     assert page.get_by_role("button", name="Run").is_visible()
     page.get_by_role("button", name="Back to the start").click()
-    assert page.get_by_role("status").inner_text().startswith("Step 0:")
+    assert page.locator(".lab-told").inner_text().startswith("Step 0:")
     assert not watch.problems, watch.problems
     watch.context.close()
 
