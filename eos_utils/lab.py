@@ -62,4 +62,6 @@ def page(given: dict[str, Any]) -> Any:
 
     held = json.dumps(given, separators=(",", ":")).replace("<", "\\u003c")
     without = "<noscript><p>The laboratory needs JavaScript; the picture above shows its first run.</p></noscript>"
-    return HTML(f'<div class="eos-lab" data-eos-lab="blocks"><script type="application/json">{held}</script>{without}</div>')
+    return HTML(
+        f'<div class="eos-lab" data-eos-lab="blocks"><script type="application/json">{held}</script>{without}</div>'
+    )
