@@ -273,10 +273,11 @@ class Measure:
         eigenvalues = Eigenvalues(self.k, self.stride, self.pairs, self.tol, since=self.since, overlaps=self.overlaps)
         return eigenvalues, Snapshots(tuple(self.snapshots), eigenvalues)
 
-    def residual(self) -> Residual | None:
-        """A fresh observer of the Gram matrix and the residual, if these are to be measured."""
-        return Residual(self.gram) if self.gram else None
-
-    def weighing(self) -> Terms | None:
-        """A fresh observer of the two terms of the Hessian, if these are to be measured."""
-        return Terms(self.terms) if self.terms else None
+    def others(self) -> dict[str, Residual | Terms]:
+        """Fresh observers of what is measured on request, by the coordinate that they give a record."""
+        found: dict[str, Residual | Terms] = {}
+        if self.gram:
+            found["observed"] = Residual(self.gram)
+        if self.terms:
+            found["weighed"] = Terms(self.terms)
+        return found

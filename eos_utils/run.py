@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,13 +88,12 @@ def trajectory(
     descent: Descent,
     eigenvalues: Eigenvalues,
     snapshots: Snapshots,
-    residual: Residual | None = None,
-    terms: Terms | None = None,
+    others: Sequence[Residual | Terms] = (),
 ) -> xr.Dataset:
     """The recorded run as a dataset: 'step' (every step), 'measured' (steps with eigenvalues), 'eig', 'snapshot'.
 
-    With ``residual`` also 'observed' and 'spectral', see :class:`eos_utils.residual.Residual`; with ``terms``
-    'weighed', see :class:`eos_utils.terms.Terms`.
+    With ``others`` also what :class:`eos_utils.residual.Residual` ('observed', 'spectral') and
+    :class:`eos_utils.terms.Terms` ('weighed') give.
     """
     import xarray as xr
 
@@ -153,8 +152,8 @@ def trajectory(
     }
     if snapshots.rows["step"]:
         coords["snapshot"] = ("snapshot", np.array(snapshots.rows["label"], dtype=str))
-    for observer in (residual, terms):
-        if observer is not None and observer.rows["step"]:
+    for observer in others:
+        if observer.rows["step"]:
             more, at = observer.variables()
             variables, coords = variables | more, coords | at
     attrs = {
@@ -252,24 +251,20 @@ def compute(
         raise ValueError(f"k={measure.k}: this network has only P={objective.P} parameters")
     eigenvalues, snapshots = measure.observers()
     observers: dict[str, Observer] = {"eigenvalues": eigenvalues, "snapshots": snapshots}
-    residual = measure.residual()
-    if residual is not None:
-        observers["residual"] = residual
-    terms = measure.weighing()
-    if terms is not None:
-        observers["terms"] = terms
+    others = measure.others()
+    observers |= others
     path = partial_path(experiment, measure)
     projection = experiment.projection()
     theta, first = start_of(experiment, objective, records or store.Store())
     begins_with = start_facts(objective, theta)
     descent = Descent(theta, experiment.step_size, first, first)
-    extra = store.optional(residual is not None, experiment.network, terms is not None)
+    extra = store.optional([*others, experiment.network])
     stamp = {"code": store.fingerprints(extra), "data": loaded.sha256}
     if path.is_file():
         saved = None
         with contextlib.suppress(Exception):  # a checkpoint that cannot be read is started over
             saved = torch.load(path, map_location=where, weights_only=True)
-        if isinstance(saved, dict) and saved.get("stamp") == stamp:
+        if isinstance(saved, dict) and saved.get("stamp") == stamp and observers.keys() <= saved.keys():
             descent = Descent.from_state(saved["descent"])
             for name, observer in observers.items():
                 observer.load_state(saved[name])
@@ -339,7 +334,7 @@ def compute(
         "measure": dataclasses.asdict(measure),
         "recorded_at": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
-    result = trajectory(experiment, descent, eigenvalues, snapshots, residual, terms)
+    result = trajectory(experiment, descent, eigenvalues, snapshots, list(others.values()))
     result.attrs["provenance"] = json.dumps(provenance)
     result.attrs["start"] = json.dumps(begins_with)
     if descent.status != "running":  # a finished run is kept until its result is stored: see forget

@@ -17,7 +17,7 @@ import os
 import pathlib
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -41,9 +41,8 @@ NUMERIC_MODULES = (
     "observers",
     "descent",
 )
-OBSERVING = ("gram", "residual")  # ... and of records that hold the Gram matrix and the residual
-WEIGHING = ("terms",)  # ... and of those that hold both terms of the Hessian
-RESIDUAL = ("jacobian", "resnet")  # ... and of those of the small residual network
+# ... and those that make numbers in some records only, by what was observed, or by the network.
+OPTIONAL = {"observed": ("gram", "residual"), "weighed": ("terms",), "small_resnet": ("jacobian", "resnet")}
 
 
 _PARSING = threading.Lock()  # ast.parse of Python 3.11 fails now and then when two threads use it at once
@@ -97,10 +96,9 @@ def fingerprints(extra: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     return found
 
 
-def optional(observed: bool, network: str, weighed: bool = False) -> tuple[str, ...]:
-    """The modules that make numbers in a record of this kind and not in all."""
-    residual = RESIDUAL if network == "small_resnet" else ()
-    return (*(OBSERVING if observed else ()), *(WEIGHING if weighed else ()), *residual)
+def optional(marks: Iterable[str]) -> list[str]:
+    """The modules that make numbers in a record with these marks and not in all: its coordinates, and its network."""
+    return [name for mark in marks for name in OPTIONAL.get(mark, ())]
 
 
 @dataclass(frozen=True)
@@ -214,7 +212,7 @@ class Store:
                 "key": key,
                 "file": final.name,
                 "sha256": sha256,
-                "code": fingerprints(optional("observed" in dataset.coords, network, "weighed" in dataset.coords)),
+                "code": fingerprints(optional([*map(str, dataset.coords), network])),
                 "provenance": provenance,
             }
             _fsync_write(note, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
@@ -252,9 +250,7 @@ class Store:
     def restamp(self, key: str) -> None:
         """Declares a record verified with the present code (after a replay has agreed)."""
         manifest = self.manifest(key)
-        manifest["code"] = fingerprints(
-            [name for name in (*OBSERVING, *WEIGHING, *RESIDUAL) if name in manifest["code"]]
-        )
+        manifest["code"] = fingerprints([name for name in optional(OPTIONAL) if name in manifest["code"]])
         temp = self.folder / f".restamp-{key}"
         _fsync_write(temp, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
         os.replace(temp, self.manifest_path(key))
@@ -273,7 +269,7 @@ class Store:
         except StoreError as error:
             return Status("stale", str(error))
         then = manifest["code"]
-        now = fingerprints([name for name in (*OBSERVING, *WEIGHING, *RESIDUAL) if name in then])
+        now = fingerprints([name for name in optional(OPTIONAL) if name in then])
         # A module that the record does not know was split off or added: a replay tells whether numbers moved.
         raised = [
             f"NUMERICS of {name} {then[name]['numerics']} -> {now[name]['numerics']}"

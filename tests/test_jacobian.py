@@ -154,6 +154,6 @@ def test_a_run_of_the_residual_network_is_observed():
 
 
 def test_its_records_carry_the_code_of_the_network():
-    assert set(store.optional(True, "small_resnet")) == {"gram", "residual", "jacobian", "resnet"}
-    assert store.optional(False, "fc") == () and store.optional(True, "fc") == store.OBSERVING
-    assert {"jacobian", "resnet"} <= store.fingerprints(store.optional(True, "small_resnet")).keys()
+    assert set(store.optional(["observed", "small_resnet"])) == {"gram", "residual", "jacobian", "resnet"}
+    assert store.optional(["step", "fc"]) == [] and store.optional(["observed", "fc"]) == ["gram", "residual"]
+    assert {"jacobian", "resnet"} <= store.fingerprints(store.optional(["small_resnet"])).keys()

@@ -138,7 +138,7 @@ def test_a_run_with_both_terms():
     assert 0 < sg_hessian.other_term(run) and np.isnan(sg_hessian.other_term(run.drop_vars("rest_top")))
     plain, _ = compute(experiment, Measure(k=1, stride=3), progress=False)
     assert "weighed" not in plain.coords and np.array_equal(plain["loss"], run["loss"])
-    assert "terms" in store.optional(True, "fc", True) and "terms" not in store.optional(True, "fc")
+    assert "terms" in store.optional(["weighed"]) and "terms" not in store.optional(["observed", "fc"])
     assert dataclasses.asdict(Measure())["terms"] == 0
 
 
