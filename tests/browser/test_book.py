@@ -82,7 +82,8 @@ class Watch:
             broken: [...document.images].filter(i => i.checkVisibility() && i.complete && !i.naturalWidth)
                                         .map(i => i.alt),
             raw: [...document.querySelectorAll('.math')].filter(m => !m.querySelector('mjx-container')).length,
-            faults: [...document.querySelectorAll('mjx-merror')].map(m => m.textContent),
+            faults: [...document.querySelectorAll('mjx-merror, mjx-container [style*="color: red"]')]
+                    .map(m => m.textContent || m.parentElement.outerHTML.slice(0, 120)),
             heading: document.querySelector('h1')?.textContent ?? '',
         })""")
         for key, says in (
