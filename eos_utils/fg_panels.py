@@ -18,7 +18,7 @@ from eos_utils.decay_stats import (
     undetermined_share,
 )
 from eos_utils.directions import entries_beside_first, follow, growth_rates_before, rate_spread
-from eos_utils.eos_stats import HALF, entry_step, initial_sharpness, scaled
+from eos_utils.eos_stats import HALF, entry_step, first_rise, initial_sharpness, scaled
 from eos_utils.experiment import rational, subscript
 from eos_utils.figures import Curve, Panel, experiment_of
 from eos_utils.observers import ENTRY_WINDOW
@@ -213,7 +213,7 @@ def sizes(groups: Mapping[int, Sequence[xr.Dataset]], axis: str) -> Table:
 
 
 def _step(at: float) -> str:
-    return "never" if np.isinf(at) else f"{at:,.0f}"
+    return f"{at:,.0f}" if np.isfinite(at) else "never"
 
 
 def growth_rates(groups: Mapping[str, Sequence[xr.Dataset]]) -> Table:
@@ -228,6 +228,30 @@ def growth_rates(groups: Mapping[str, Sequence[xr.Dataset]]) -> Table:
         rows.append([label, *(f"{r:.4f}" for r in rates), f"{np.mean(rates):.4f}", f"{change:.2f}", f"{open_:.0%}"])
     seeds = [f"seed {experiment_of(run).seed}" for run in next(iter(groups.values()))]
     return ["Decay", *seeds, "mean", "second half / first half", "undetermined"], rows
+
+
+def pace_after_crossing(run: xr.Dataset, horizon: int) -> np.ndarray:
+    """What each eigenvalue below λ1 gains in ``horizon`` measurements after λ1 crosses the edge, over that before."""
+    levels = scaled(run)
+    at = int((levels[:, 0] > 1).argmax())
+    before, after = levels[at] - levels[max(0, at - horizon)], levels[at + horizon] - levels[at]
+    return (after / before)[1:]
+
+
+def crossings(runs: Sequence[xr.Dataset], eig: int) -> Table:
+    """A row for each run: when λ1 crosses the edge and the loss first rises, and the widest gap at the end."""
+    rows = []
+    for run in runs:
+        levels = scaled(run)
+        over = levels[:, 0] > 1
+        crossed = f"{run['measured'].values[over.argmax()]:,}" if over.any() else "never"
+        entered = sum(not np.isnan(entry_step(run, i + 1)) for i in range(eig))
+        end = np.sort(levels[-21:, :eig].mean(axis=0))[::-1]
+        gap = int((end[:-1] - end[1:]).argmax())
+        row = [str(experiment_of(run).seed), crossed, _step(first_rise(run)), f"{levels[:, 0].max():.2f}", f"{entered}"]
+        rows.append([*row, f"{gap + 1}", f"{end[gap]:.2f}", f"{end[gap + 1]:.2f}"])
+    header = ["Seed", "λ₁ crosses", "loss rises", "λ₁ at most", "entered", "over the gap", "last over", "first under"]
+    return header, rows
 
 
 def shapes(runs: Mapping[str, xr.Dataset]) -> Table:

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import shlex
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +161,17 @@ def number(value: float | None, digits: int = 3) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}"
+
+
+def span(values: Iterable[float], digits: int = 3) -> str:
+    """Least to most of some numbers, to a few significant digits.
+
+    >>> span([0.31, 0.2]), span([4.0, 4.0])
+    ('0.2 to 0.31', '4')
+    """
+    known = list(values)
+    low, high = number(min(known), digits), number(max(known), digits)
+    return low if low == high else f"{low} to {high}"
 
 
 def _badge(verdict: str, note: str = "") -> str:
