@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from eos_utils import anomalies as an
 from eos_utils import phase_stats as stats
 from eos_utils import phases
 from eos_utils.antiphase import Course, foretold, opposite
-from eos_utils.figures import Curve, Panel
+from eos_utils.figures import Curve, Panel, experiment_of
 from eos_utils.phases import NAMES, Array, Mask
 from eos_utils.sg_panels import Groups, Table, row, written
 
@@ -88,6 +89,45 @@ def by_phase(groups: Groups) -> Table:
         (an.anomaly_share, {"phase": name}, True) for name in NAMES.values()
     ]
     return ["Network", "Runs", *NAMES.values()], [row(name, runs, columns) for name, runs in groups.items()]
+
+
+# What is changed between two networks: the first, the second. Depths have step sizes of their own.
+CHANGES = {
+    "linear, 1 → 4 hidden layers": ("linear, 1 hidden", "linear, 4 hidden"),
+    "tanh, 1 → 3 hidden layers": ("tanh, 1 hidden", "tanh, 3 hidden"),
+    "tanh, 3 hidden layers, η → η / 2": ("tanh, 3 hidden", "the same, η / 2"),
+    "tanh, 3 hidden layers, 100 → 200 units": ("tanh, 3 hidden", "the same, 200 wide"),
+}
+
+
+def dependence(groups: Groups) -> Table:
+    """A row for each change: by how much the shares differ in runs with the same seed, in percentage points."""
+    columns: list[tuple[Any, dict[str, Any]]] = [
+        (an.anomaly_share, {"part": "before"}),
+        (an.anomaly_share, {"part": "after"}),
+        (an.anomaly_share, {"phase": "hovering"}),
+        (stats.phase_share, {"where": "hovering"}),
+    ]
+    rows = []
+    for name, (one, other) in CHANGES.items():
+        first, second = ({experiment_of(run).seed: run for run in groups.get(group, ())} for group in (one, other))
+        pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+        if pairs:
+            moves = [[100 * (f(b, **given) - f(a, **given)) for a, b in pairs] for f, given in columns]
+            rows.append([name, str(len(pairs)), *map(_moved, moves)])
+    header = ["Change", "Pairs", "Before", "After", "While hovering", "Steps that hover"]
+    return header, rows
+
+
+def _moved(points: Sequence[float]) -> str:
+    """Mean, least and most, and how many have the sign of the mean; a dash where none is defined."""
+    known = np.array([x for x in points if np.isfinite(x)])
+    if not len(known):
+        return "–"
+    mean = known.mean()
+    agree = int((np.sign(known) == np.sign(mean)).sum())
+    text = f"{mean:+.0f} ({known.min():+.0f} to {known.max():+.0f}), {agree} of {len(known)}"
+    return re.sub(r"[+-]0\b", "0", text).replace("-", "−")
 
 
 def relations(groups: Groups) -> Table:

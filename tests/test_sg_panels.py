@@ -123,6 +123,23 @@ def test_anomalies_are_marked_where_they_are(cyclic, antiphase):
     assert drawn.x.tolist() == np.flatnonzero(points).tolist()
 
 
+def test_what_a_change_does_is_counted_within_a_seed(cyclic, antiphase):
+    """A pair with antiphase on one side differs by its share; a seed that only one network has is left out."""
+
+    def seeded(run, seed):
+        return run.assign_attrs(experiment=json.dumps({"eta": "1/100", "seed": seed}))
+
+    groups = {
+        "tanh, 1 hidden": [seeded(cyclic, 100), seeded(antiphase, 101), seeded(cyclic, 103)],
+        "tanh, 3 hidden": [seeded(antiphase, 101), seeded(antiphase, 100)],
+    }
+    header, ((name, pairs, before, after, *_),) = marks.dependence(groups)
+    assert name == "tanh, 1 → 3 hidden layers" and pairs == "2"
+    share = 100 * marks.an.anomaly_share(antiphase, "after") - 100 * marks.an.anomaly_share(cyclic, "after")
+    assert after == f"{share / 2:+.0f} (0 to {share:+.0f}), 1 of 2" and share > 90
+    assert before == "0 (0 to 0), 2 of 2"
+
+
 def test_signs_of_the_oscillation(antiphase):
     # δ = -flip: the norm, which goes with -flip, falls after δ > 0; Λ, which goes with flip, rises then.
     assert marks.follows(antiphase, "norm_A2") == 1 and marks.follows(antiphase, "sharpness") == 0
