@@ -41,6 +41,11 @@ VERDICTS = {
     "inconclusive": ("mixed", "~"),
     "pending": ("pending", "…"),
 }
+# What the picture shows that goes with a shared page.
+PICTURE = (
+    "The five largest Hessian eigenvalues of a network rise until the first reaches two over eta and the others "
+    "follow; below, the training loss."
+)
 # The keys of an object in claims.json, in this order; whatever else the ledger knows follows them.
 KEYS = [
     "id", "paper", "place", "statement", "notebook", "rule",
@@ -377,6 +382,10 @@ def setup(app: Sphinx) -> dict:
         base = base.rstrip("/") + "/"
         app.config.html_baseurl = base  # type: ignore[attr-defined]
         app.config.ogp_site_url = base  # type: ignore[attr-defined]
+        app.config.ogp_image = base + "_static/front.png"  # type: ignore[attr-defined]
+        app.config.ogp_image_alt = PICTURE  # type: ignore[attr-defined]
+        card = '<meta name="twitter:card" content="summary_large_image" />'
+        app.config.ogp_custom_meta_tags = (card,)  # type: ignore[attr-defined]
         app.config.notfound_urls_prefix = urlsplit(base).path  # type: ignore[attr-defined]
         app.setup_extension("sphinx_sitemap")
     else:
