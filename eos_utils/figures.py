@@ -110,8 +110,8 @@ def _svg(figure: Figure) -> str:
 
 
 def muted() -> str:
-    """The colour of what is context, not data, in the current theme."""
-    return str(matplotlib.rcParams["axes.edgecolor"])
+    """The colour of what is context, not data, in the current theme: lighter than the strongest curve."""
+    return THEMES["dark" if matplotlib.rcParams["text.color"] == THEMES["dark"]["ink"] else "light"]["muted"]
 
 
 def edge(axis: Axes, level: float, label: str = "2/η") -> None:
@@ -233,7 +233,21 @@ def panels(*shown: Panel, columns: int = 1, height: float = 2.5, sharex: bool = 
             )
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
+    if columns > 1:
+        _share_legend(figure)
     return figure
+
+
+def _share_legend(figure: Figure) -> None:
+    """One legend above the panels, where all that have one have the same."""
+    own = {axis: legend for axis in figure.axes if (legend := axis.get_legend())}
+    named = {tuple(axis.get_legend_handles_labels()[1]) for axis in own}
+    if len(own) < 2 or len(named) > 1:
+        return
+    handles, labels = next(iter(own)).get_legend_handles_labels()
+    for legend in own.values():
+        legend.remove()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), handlelength=1.6, fontsize=9)
 
 
 def _mark_entry(axis: Axes, run: xr.Dataset) -> None:

@@ -67,6 +67,16 @@ def test_what_the_csv_would_lack_is_an_error():
     plt.close(figure)
 
 
+def test_panels_with_the_same_names_share_one_legend():
+    def drawn(*names):
+        return figures.panels(*(figures.Panel([figures.Curve([0, 1], [0, 1], n)], "y") for n in names), columns=2)
+
+    same, other = drawn("a", "a", "a"), drawn("a", "b", "a")
+    assert [t.get_text() for t in same.legends[0].get_texts()] == ["a"] and not any(a.get_legend() for a in same.axes)
+    assert not other.legends and all(a.get_legend() for a in other.axes[:3])
+    plt.close("all")
+
+
 def executed(metadata):
     bundle = figures.show(two_panels, alt=ALT)._repr_mimebundle_()
     output = {"output_type": "execute_result", "data": bundle, "metadata": {}}
