@@ -308,7 +308,7 @@ def _weight(html: Path, page: str, soup: Any) -> int:
     loaded = [tag.get("src") or (tag.get("href") if "stylesheet" in tag.get("rel", []) else None) for tag in light]
     paths = {urlsplit(url).path for url in loaded if url and not url.startswith("data:")}
     files = {html / page} | {(html / page).parent / unquote(path) for path in paths}
-    counted = {f.resolve() for f in files if not {"mathjax", "fontawesome"} & {*f.parts}}
+    counted = {f.resolve() for f in files if "mathjax" not in f.parts and "fontawesome" not in f.name}
     return sum(f.stat().st_size for f in counted if f.is_file())
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import seaborn
 from cycler import cycler
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
 
 from eos_utils import downloads
 from eos_utils.eos_stats import HALF, entry_step
@@ -82,7 +83,7 @@ def show(draw: Callable[..., Figure], *arguments: Any, alt: str, **options: Any)
             if theme == "light":
                 taken = {"svg": _svg(figure), "csv": downloads.as_csv(figure)}
             plt.close(figure)
-        data = base64.b64encode(buffer.getvalue()).decode()
+        data = base64.b64encode(_lighter(buffer)).decode()
         hidden = "" if theme == "light" else "display:none;"
         tags.append(
             f'<img class="eos-figure only-{theme}" alt="{html.escape(alt)}" width="{size[0]:.0f}" '
@@ -99,6 +100,14 @@ class Shown:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {"text/html": self.data, downloads.MIME: self.taken}
+
+
+def _lighter(png: io.BytesIO) -> bytes:
+    """The picture with 256 colours, which the eye does not tell from the original: a third of the bytes."""
+    out = io.BytesIO()
+    picture = Image.open(png).quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    picture.save(out, "png", optimize=True)
+    return out.getvalue()
 
 
 def _svg(figure: Figure) -> str:

@@ -82,6 +82,7 @@ def pdf(root: Path) -> Path:
             footer_template=FOOTER,
             outline=True,
             tagged=True,
+            scale=0.8,
         )
         browser.close()
     return out
