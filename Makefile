@@ -22,7 +22,7 @@ pinned = $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.to
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help book test setup lint types unit smoke claims check browser format record verify status lock clean distclean
+.PHONY: help book test setup lint types unit smoke claims check browser pdf format record verify status lock clean distclean
 
 help:  ## this list
 	@echo "make book     the book, from nothing to _build/html/index.html"
@@ -82,6 +82,9 @@ check: $(BOOK)  ## links, anchors and alt text of the built pages
 
 browser: $(BOOK)  ## the built pages in chromium, where there is one (EOS_REQUIRE_BROWSER=1: where there must be)
 	$(BIN)/python -m pytest -n 2 tests/browser
+
+pdf: $(BOOK)  ## the whole book as one PDF, printed by chromium
+	$(BIN)/eos pdf
 
 format: $(READY)  ## put source and notebooks in order: ruff, nbstripout
 	$(BIN)/ruff check --fix .

@@ -26,6 +26,8 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
+from eos_utils import downloads
+
 CELL_TIMEOUT = 3600  # seconds; a notebook's defaults show recorded runs and take much less
 # What the outputs of a notebook can depend on, beside the notebook itself.
 SOURCES = (
@@ -169,9 +171,18 @@ def build(root: Path, *, jobs: int = 2) -> Path:
     html = root / "_build" / "html"
     for old in (html, root / "_build" / ".doctrees"):  # no page of an earlier build survives
         shutil.rmtree(old, ignore_errors=True)
+    jupyter_book(root, "-W", "-n", "--keep-going")
+    return html / "index.html"
+
+
+def jupyter_book(root: Path, *options: str) -> None:
+    """Jupyter Book on the staged book, into `_build/`; its output is in `_build/sphinx.log`.
+
+    Raises:
+        BookError: with what it told, if it failed.
+    """
     main = "from jupyter_book.cli.main import main; main()"
-    options = ["_build/stage", "--path-output", ".", "-W", "-n", "--keep-going"]
-    done = _run(root, "-c", main, "build", *options)
+    done = _run(root, "-c", main, "build", "_build/stage", "--path-output", ".", *options)
     log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
     (root / "_build" / "sphinx.log").write_text(log, encoding="utf-8")
     if done.returncode:
@@ -179,7 +190,6 @@ def build(root: Path, *, jobs: int = 2) -> Path:
         raise BookError(
             "\n".join(["the pages have faults (all of it: _build/sphinx.log)", *(told or log.splitlines()[-30:])])
         )
-    return html / "index.html"
 
 
 def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -224,7 +234,9 @@ def stage(root: Path) -> Path:
     (out / "_config.yml").write_text(config, encoding="utf-8")
     for notebook in (root / "notebooks").glob("*.ipynb"):
         text = (root / "_build" / "executed" / notebook.name).read_text(encoding="utf-8")
-        (out / "notebooks" / notebook.name).write_text(scrub(text, root), encoding="utf-8")
+        executed = json.loads(text)
+        downloads.place(executed, notebook.stem, out / "book" / "_static")
+        (out / "notebooks" / notebook.name).write_text(scrub(executed, root), encoding="utf-8")
     return out
 
 
@@ -235,9 +247,8 @@ def staged_config(text: str) -> str:
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
-def scrub(text: str, root: Path) -> str:
+def scrub(notebook: dict[str, Any], root: Path) -> str:
     """An executed notebook without papermill's bookkeeping and without paths of this machine."""
-    notebook = json.loads(text)
     for part in [notebook, *notebook["cells"]]:
         part["metadata"].pop("papermill", None)
         part["metadata"].pop("execution", None)
@@ -254,6 +265,7 @@ def scrub(text: str, root: Path) -> str:
 PLACEHOLDER = re.compile(r"(alt([ -]?text)?|image|figure|plot|\S*\.(png|svg|jpe?g|gif))?", re.IGNORECASE)
 # Links that name another page without loading it.
 PASSIVE = {"canonical", "next", "prev", "index", "search", "author", "help", "license", "alternate"}
+WEIGHT = 1_500_000  # bytes that a page may load, but for fonts and mathematics
 ELSEWHERE = re.compile(r"(url\(|@import)\s*['\"]?(https?:)?//", re.IGNORECASE)
 
 
@@ -282,10 +294,22 @@ def check(html: Path) -> list[str]:
         problems += [f"{name}: #{i}: this id occurs {n} times" for i, n in ids[name].items() if n > 1]
         for tag in soup.find_all(True):
             problems += [f"{name}: {_opening(tag)}: {fault}" for fault in _faults(tag, html, name, ids)]
+        if (weight := _weight(html, name, soup)) > WEIGHT:
+            problems.append(f"{name}: page: loads {weight / 1e6:.2f} MB; {WEIGHT / 1e6:g} are allowed")
     for sheet in sorted(html.rglob("*.css")):
         if ELSEWHERE.search(sheet.read_text("utf-8", errors="replace")):
             problems.append(f"{sheet.relative_to(html).as_posix()}: loads from another host")
     return problems
+
+
+def _weight(html: Path, page: str, soup: Any) -> int:
+    """Bytes of a page with what it loads in the light scheme: styles, scripts, pictures; without fonts and MathJax."""
+    light = [tag for tag in soup.find_all(["img", "script", "link"]) if "only-dark" not in tag.get("class", [])]
+    loaded = [tag.get("src") or (tag.get("href") if "stylesheet" in tag.get("rel", []) else None) for tag in light]
+    paths = {urlsplit(url).path for url in loaded if url and not url.startswith("data:")}
+    files = {html / page} | {(html / page).parent / unquote(path) for path in paths}
+    counted = {f.resolve() for f in files if "mathjax" not in f.parts and "fontawesome" not in f.name}
+    return sum(f.stat().st_size for f in counted if f.is_file())
 
 
 def _opening(tag: Any) -> str:

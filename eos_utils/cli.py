@@ -190,6 +190,13 @@ def _check(arguments: argparse.Namespace) -> int:
     return int(bool(problems))
 
 
+def _pdf(arguments: argparse.Namespace) -> int:
+    from eos_utils.pdf import pdf
+
+    print(pdf(store.root()))
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="eos", description="The Edge of Stability companion")
@@ -223,6 +230,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--check", action="store_true", help="fail if a verdict no longer follows from the results")
     sub.add_argument("--update", action="store_true", help="evaluate all rules and write the ledger")
     add("book", _book, "execute the notebooks and build the book").add_argument("--jobs", type=int, default=2)
+    add("pdf", _pdf, "the built book as one PDF (needs chromium)")
     add("check", _check, "internal links, anchors and alt texts of the built book")
     return top
 

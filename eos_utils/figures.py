@@ -19,7 +19,9 @@ import numpy as np
 import seaborn
 from cycler import cycler
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
 
+from eos_utils import downloads
 from eos_utils.eos_stats import HALF, entry_step
 from eos_utils.experiment import Experiment, as_two_over, rational, subscript
 
@@ -69,30 +71,56 @@ def style(theme: str) -> Any:
 
 def show(draw: Callable[..., Figure], *arguments: Any, alt: str, **options: Any) -> Any:
     """Draws the figure in both themes and returns what Jupyter displays; ``alt`` describes it to who cannot see it."""
-    from IPython.display import HTML
-
     if len(alt.split()) < 8:
         raise ValueError(f"alt={alt!r}: describe what the figure shows in a sentence")
-    tags = []
+    tags, taken = [], {}
     for theme in THEMES:
         with plt.rc_context(style(theme)):
             figure = draw(*arguments, **options)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png")
             size = figure.get_size_inches() * 100
+            if theme == "light":
+                taken = {"svg": _svg(figure), "csv": downloads.as_csv(figure)}
             plt.close(figure)
-        data = base64.b64encode(buffer.getvalue()).decode()
+        data = base64.b64encode(_lighter(buffer)).decode()
         hidden = "" if theme == "light" else "display:none;"
         tags.append(
             f'<img class="eos-figure only-{theme}" alt="{html.escape(alt)}" width="{size[0]:.0f}" '
             f'height="{size[1]:.0f}" style="{hidden}max-width:100%;height:auto" src="data:image/png;base64,{data}">'
         )
-    return HTML("\n".join(tags))
+    return Shown("\n".join(tags), taken)
+
+
+class Shown:
+    """A figure in both themes, as Jupyter displays it; its SVG and CSV go along for the book."""
+
+    def __init__(self, text: str, taken: dict[str, str]) -> None:
+        self.data, self.taken = text, taken
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return {"text/html": self.data, downloads.MIME: self.taken}
+
+
+def _lighter(png: io.BytesIO) -> bytes:
+    """The picture with 256 colours, which the eye does not tell from the original: a third of the bytes."""
+    out = io.BytesIO()
+    picture = Image.open(png).quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    picture.save(out, "png", optimize=True)
+    return out.getvalue()
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as SVG, the same for the same figure: no date, and ids without chance."""
+    out = io.StringIO()
+    with plt.rc_context({"svg.hashsalt": "eos", "svg.fonttype": "path"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
 
 
 def muted() -> str:
-    """The colour of what is context, not data, in the current theme."""
-    return str(matplotlib.rcParams["axes.edgecolor"])
+    """The colour of what is context, not data, in the current theme: lighter than the strongest curve."""
+    return THEMES["dark" if matplotlib.rcParams["text.color"] == THEMES["dark"]["ink"] else "light"]["muted"]
 
 
 def edge(axis: Axes, level: float, label: str = "2/η") -> None:
@@ -142,21 +170,29 @@ class Panel:
     spans: Sequence[tuple[float, float, str]] = ()
 
 
-# Of Okabe and Ito's colours, which the colour-blind can tell apart; on light and dark pages alike.
-SPANS = {"I": "#56B4E9", "II": "#E69F00", "III": "#D55E00", "IV": "#009E73", "hovering": "#999999"}
+# Of Okabe and Ito's colours, in such strength that the colour-blind can tell phases that meet apart, on light and dark
+# pages alike (tests/test_figures.py): colour, opacity.
+SPANS = {
+    "I": ("#56B4E9", 0.3),
+    "II": ("#E69F00", 0.3),
+    "III": ("#D55E00", 0.6),
+    "IV": ("#009E73", 0.3),
+    "hovering": ("#F0E442", 0.5),
+}
 
 
 def _shade(axis: Axes, spans: Sequence[tuple[float, float, str]]) -> None:
     """Shades the stretches behind the curves; each name is in the legend once, in the order of ``SPANS``."""
     names = [*SPANS, *dict.fromkeys(name for *_, name in spans if name not in SPANS)]
     for name in names:
+        colour, opacity = SPANS.get(name, (muted(), 0.3))
         found = [(begin, end) for begin, end, other in spans if other == name]
         for i, (begin, end) in enumerate(found):
             axis.axvspan(
                 begin,
                 end,
-                facecolor=SPANS.get(name, muted()),
-                alpha=0.6 if name == "III" else 0.3,
+                facecolor=colour,
+                alpha=opacity,
                 linewidth=0,
                 zorder=0,
                 label=name if i == 0 else None,
@@ -206,7 +242,21 @@ def panels(*shown: Panel, columns: int = 1, height: float = 2.5, sharex: bool = 
             )
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
+    if columns > 1:
+        _share_legend(figure)
     return figure
+
+
+def _share_legend(figure: Figure) -> None:
+    """One legend above the panels, where all that have one have the same."""
+    own = {axis: legend for axis in figure.axes if (legend := axis.get_legend())}
+    named = {tuple(axis.get_legend_handles_labels()[1]) for axis in own}
+    if len(own) < 2 or len(named) > 1:
+        return
+    handles, labels = next(iter(own)).get_legend_handles_labels()
+    for legend in own.values():
+        legend.remove()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), handlelength=1.6, fontsize=9)
 
 
 def _mark_entry(axis: Axes, run: xr.Dataset) -> None:
@@ -243,7 +293,12 @@ def sharpness_and_loss(run: xr.Dataset, k: int = 5, overlay: xr.Dataset | None =
         above.fill_between(step[finite], low[finite], high[finite], color=colour, alpha=0.25, linewidth=0)
         named = k <= 6 or i == 0 or (i + 1) % 5 == 0
         above.plot(
-            step, low, color=colour, linewidth=1.5 if i == 0 else 1.0, label=f"λ{subscript(i + 1)}" if named else None
+            step,
+            low,
+            color=colour,
+            linewidth=1.5 if i == 0 else 1.0,
+            label=f"λ{subscript(i + 1)}" if named else None,
+            gid=f"λ{subscript(i + 1)}",
         )
     edge(above, threshold)
     _mark_entry(above, run)

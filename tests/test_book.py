@@ -109,14 +109,14 @@ def notebook(tmp_path, *sources, name="demo"):
 
 
 def test_scrub_leaves_no_path_of_the_machine(tmp_path):
-    text = json.dumps({
+    executed = {
         "metadata": {"papermill": {"input_path": f"{tmp_path}/x.ipynb"}, "kernelspec": {"name": "python3"}},
         "cells": [{
             "metadata": {"papermill": {"duration": 1}, "tags": ["a"]},
             "outputs": [{"text": f"{tmp_path}/eos_utils/x.py:1: Warning in {Path.home()}/data"}],
         }],
-    })  # fmt: skip
-    clean = json.loads(book.scrub(text, tmp_path))
+    }  # fmt: skip
+    clean = json.loads(book.scrub(executed, tmp_path))
     assert clean["metadata"] == {"kernelspec": {"name": "python3"}} and clean["cells"][0]["metadata"] == {"tags": ["a"]}
     assert clean["cells"][0]["outputs"][0]["text"] == "./eos_utils/x.py:1: Warning in ~/data"
 
@@ -239,6 +239,21 @@ def test_check_finds_missing_titles_fonts_from_elsewhere_and_missing_pages(tmp_p
     (tmp_path / "page.html").write_text("<html><body></body></html>")
     (tmp_path / "x.css").write_text("@font-face { src: url(https://example.org/f.woff) }")
     assert book.check(tmp_path) == ["page.html: page: no title", "x.css: loads from another host"]
+
+
+def test_check_weighs_what_a_page_loads_in_one_scheme(tmp_path, monkeypatch):
+    monkeypatch.setattr(book, "WEIGHT", 1000)
+    (tmp_path / "mathjax").mkdir()
+    for name, size in (("a.png", 700), ("dark.png", 900), ("mathjax/m.js", 5000), ("more.js", 300)):
+        (tmp_path / name).write_bytes(b" " * size)
+    body = (
+        '<img class="only-light" src="a.png" alt="A curve"><img src="a.png" alt="Again">'
+        '<img class="only-dark" src="dark.png" alt="A curve"><script src="mathjax/m.js"></script>'
+    )
+    (tmp_path / "page.html").write_text(GOOD.format(body))
+    assert book.check(tmp_path) == []
+    (tmp_path / "page.html").write_text(GOOD.format(body + '<script src="more.js"></script>'))
+    assert [p.partition(" MB")[0] for p in book.check(tmp_path)] == ["page.html: page: loads 0.00"]
 
 
 def test_check_accepts_what_is_right(tmp_path):

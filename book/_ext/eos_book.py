@@ -41,6 +41,11 @@ VERDICTS = {
     "inconclusive": ("mixed", "~"),
     "pending": ("pending", "…"),
 }
+# What the picture shows that goes with a shared page.
+PICTURE = (
+    "The five largest Hessian eigenvalues of a network rise until the first reaches two over eta and the others "
+    "follow; below, the training loss."
+)
 # The keys of an object in claims.json, in this order; whatever else the ledger knows follows them.
 KEYS = [
     "id", "paper", "place", "statement", "notebook", "rule",
@@ -183,6 +188,23 @@ def listed(value) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
 
 
+def runs_listed(names: list[str]) -> str:
+    """The runs of a claim as one line, those that differ in the seed as one: 'fg_fig1 (seeds 100 to 104)'."""
+    seeds: dict[str, list[int]] = {}
+    for name in names:
+        stem, marked, seed = name.rpartition("_seed")
+        seeds.setdefault(stem if marked else name, []).extend([int(seed)] if marked and seed.isdigit() else [])
+    return ", ".join(stem + (f" ({spanned(sorted(found))})" if found else "") for stem, found in seeds.items())
+
+
+def spanned(found: list[int]) -> str:
+    """Seeds in words: 'seed 100', 'seeds 100 to 104', 'seeds 100, 102'."""
+    if len(found) == 1:
+        return f"seed {found[0]}"
+    whole = found == list(range(found[0], found[-1] + 1))
+    return f"seeds {found[0]} to {found[-1]}" if whole else f"seeds {listed(found)}"
+
+
 class LedgerDirective(SphinxDirective):
     """What both directives share."""
 
@@ -310,7 +332,7 @@ class Claims(LedgerDirective):
             ("Corrected", rule_in_words((claim.get("rule") or {}).get("corrected"))),
             ("Measured, corrected", measured(claim.get("corrected_statistic"))),
             ("Scope", listed(claim.get("scope"))),
-            ("Experiments", listed(claim.get("experiments"))),
+            ("Experiments", runs_listed(claim.get("experiments") or [])),
             ("Fragile", "the verdict changes when a threshold moves by 20 %" if claim.get("fragile") else ""),
             ("Why", (claim.get("rule") or {}).get("why", "")),
             *[("Amended", f"rule {a['from']} before: {a['reason']}") for a in claim.get("amended") or []],
@@ -377,6 +399,10 @@ def setup(app: Sphinx) -> dict:
         base = base.rstrip("/") + "/"
         app.config.html_baseurl = base  # type: ignore[attr-defined]
         app.config.ogp_site_url = base  # type: ignore[attr-defined]
+        app.config.ogp_image = base + "_static/front.png"  # type: ignore[attr-defined]
+        app.config.ogp_image_alt = PICTURE  # type: ignore[attr-defined]
+        card = '<meta name="twitter:card" content="summary_large_image" />'
+        app.config.ogp_custom_meta_tags = (card,)  # type: ignore[attr-defined]
         app.config.notfound_urls_prefix = urlsplit(base).path  # type: ignore[attr-defined]
         app.setup_extension("sphinx_sitemap")
     else:

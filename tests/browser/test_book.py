@@ -210,3 +210,60 @@ def test_search_finds(browser):
     page.wait_for_selector("#search-results li", timeout=15_000)
     assert page.locator("#search-results li a[href*='sg_fig2_anomaly_points']").count()
     watch.context.close()
+
+
+def test_by_keyboard_alone(browser):
+    """The skip link comes first, search opens by its key, and what can be operated can be reached and shows it."""
+    watch = Watch(browser, "light", 1280)
+    page = watch.open("book/claims.html")
+    page.keyboard.press("Tab")
+    assert "skip" in page.evaluate("() => document.activeElement.textContent.toLowerCase()")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("() => !!document.activeElement.closest('main, #main-content')")
+    page.keyboard.press("Control+K")
+    page.wait_for_function("() => document.activeElement.matches('input[type=search]')")
+    page.keyboard.press("Escape")
+    # The theme's own button, then a choice of the filter, without the mouse.
+    button = page.locator("button.theme-switch-button").filter(visible=True).first
+    button.focus()
+    before = page.evaluate("() => document.documentElement.dataset.mode")
+    page.keyboard.press("Enter")
+    assert page.evaluate("() => document.documentElement.dataset.mode") != before
+    choice = page.get_by_label("Paper")
+    choice.focus()
+    page.keyboard.press("ArrowDown")
+    assert choice.input_value() and " of " in page.get_by_role("status").inner_text()
+    # Whatever takes the focus is seen to have it: an outline, a shadow, or another look than without.
+    look = "e => { const s = getComputedStyle(e); return [s.outlineStyle, s.outlineWidth, s.boxShadow, s.borderColor, "
+    look += "s.textDecorationLine, s.color, s.backgroundColor].join() }"
+    page.goto((HTML / "notebooks" / "laboratory.html").as_uri())
+    reached, unseen = set(), []
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        active = page.evaluate_handle("() => document.activeElement")
+        name = active.evaluate("e => e.tagName + '.' + e.className + '#' + e.id + ' ' + (e.ariaLabel ?? '')")
+        reached.add(name.split(".")[0])
+        focused = active.evaluate(look)
+        active.evaluate("e => e.blur()")
+        if active.evaluate("e => e !== document.body") and active.evaluate(look) == focused:
+            unseen.append(name)
+        active.evaluate("e => e.focus()")
+    assert {"A", "BUTTON", "INPUT"} <= reached
+    assert not unseen, unseen
+    assert not watch.problems, watch.problems
+    watch.context.close()
+
+
+def test_figures_can_be_taken_away(browser):
+    watch = Watch(browser, "light", 1280)
+    page = watch.open("notebooks/fg_fig1_top_eigenvalues.html")
+    links = page.locator(".eos-downloads a")
+    assert links.count() == 2 * page.locator("img.only-light").count() > 4
+    for kind, begins in (("SVG", b"<?xml"), ("CSV", b"panel,x axis,y axis")):
+        with page.expect_download() as found:
+            links.filter(has_text=kind).first.click()
+        assert pathlib.Path(found.value.path()).read_bytes().startswith(begins)
+        assert found.value.suggested_filename == f"fg-fig1-figure.{kind.lower()}"
+    assert not watch.problems, watch.problems
+    watch.context.close()

@@ -1,0 +1,20 @@
+"""Words of the book's Sphinx extension."""
+
+import importlib.util
+import pathlib
+
+PATH = pathlib.Path(__file__).resolve().parents[1] / "book" / "_ext" / "eos_book.py"
+
+
+def extension():
+    spec = importlib.util.spec_from_file_location("eos_book", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_runs_that_differ_in_the_seed_are_one_entry():
+    listed = extension().runs_listed
+    names = [f"fg_a_seed{s}" for s in (100, 101, 102)] + ["fg_b_seed100", "fg_fork1", "fg_c_seed104", "fg_c_seed100"]
+    assert listed(names) == "fg_a (seeds 100 to 102), fg_b (seed 100), fg_fork1, fg_c (seeds 100, 104)"
+    assert listed([]) == ""
