@@ -18,3 +18,12 @@ def test_runs_that_differ_in_the_seed_are_one_entry():
     names = [f"fg_a_seed{s}" for s in (100, 101, 102)] + ["fg_b_seed100", "fg_fork1", "fg_c_seed104", "fg_c_seed100"]
     assert listed(names) == "fg_a (seeds 100 to 102), fg_b (seed 100), fg_fork1, fg_c (seeds 100, 104)"
     assert listed([]) == ""
+
+
+def test_a_measurement_comes_with_its_interval_and_the_spread_of_forks():
+    measured = extension().measured
+    found = {"value": 0.5, "interval": [0.25, 0.75], "unit": "of the steps", "runs": {"a": 0.25, "b": 0.75}}
+    assert measured(found) == "0.5 [0.25, 0.75] of the steps, 2 runs"
+    forks = {"f1": 0.4, "f2": None, "f3": 0.6}
+    assert measured(found | {"forks": forks}).endswith("2 runs; forks of one run: 0.4 to 0.6")
+    assert measured(None) == "" == measured({"value": None})

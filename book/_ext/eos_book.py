@@ -158,6 +158,9 @@ def measured(statistic: dict | None) -> str:
     if runs:
         many = runs if isinstance(runs, int) else len(runs)
         out += f", {many} run" + ("s" if many != 1 else "")
+    spread = [v for v in (statistic.get("forks") or {}).values() if v is not None]
+    if spread:
+        out += f"; forks of one run: {number(min(spread))} to {number(max(spread))}"
     return out
 
 
