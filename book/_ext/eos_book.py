@@ -385,6 +385,7 @@ def repair(app: Sphinx, pagename: str, templatename: str, context: dict, doctree
     """Faults of what others generate: repeated ids, withdrawn ARIA roles, toggles without a name, og:url."""
     if context.get("body"):
         body = context["body"].replace(' id="proof-content"', "")  # sphinx-proof: the same id for every theorem
+        body = body.replace('<span class="colon">:</span>', ":")  # a tenth of the claims page's bytes
         context["body"] = body.replace('role="doc-biblioentry"', 'role="listitem"')
     toctree = context.get("generate_toctree_html")
     if toctree:
