@@ -30,9 +30,9 @@ RUNS = {
     "fg_fig2_top20": "The same run with twenty eigenvalues, at every 45th step.",
     "fg_fig3_after1_seed100": "The step size is divided by four when one eigenvalue has entered: 2/η goes to 120.",
     "fg_fig3_after3_seed100": "The step size is divided by four when three have entered, amid the oscillation.",
-    "fg_fig4_seed100": "With tanh and fifteen eigenvalues; the loss begins to oscillate late.",
+    "fg_fig4_seed100": "With tanh and fifteen eigenvalues; the loss does not rise before step 2,700.",
     "fg_fig5_tanh_mse_seed100": "tanh, with the step size divided by four amid the oscillation: the loss turns smooth.",
-    "fg_fig5_relu_ce_seed100": "Cross-entropy: at the edge the loss oscillates, after the decay it falls smoothly.",
+    "fg_fig5_relu_ce_seed100": "Cross-entropy: near 2/η the loss oscillates; λ₁ turns back before the decay.",
     "fg_fig6_width256_seed100": "Twice as wide, to 500 steps after the first entry.",
     "fg_fig7_depth2_seed100": "One hidden layer more, to 500 steps after the first entry.",
     "fg_fig7_depth4_seed100": "Three hidden layers more, to 500 steps after the first entry.",
@@ -160,23 +160,30 @@ def setting(runs: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
     ]
 
 
+def sources(runs: Mapping[str, xr.Dataset]) -> str:
+    """Where the runs come from, and their keys, in a line."""
+    listed = (f"{name} ({run.attrs['source']}, experiment {run.attrs['key']})" for name, run in runs.items())
+    return f"{len(runs)} runs: " + ", ".join(listed)
+
+
 def panels(runs: Mapping[str, xr.Dataset], k: int = 6) -> list[Panel]:
-    """The picture in place of the page's: the first run without phases and the first with them."""
-    found = []
+    """The picture in place of the page's: a column for the first run without phases and for the first with them."""
+    columns = []
     for gram in (False, True):
-        run = next((r for r in runs.values() if ("observed" in r.dims) is gram), None)
+        name, run = next(((n, r) for n, r in runs.items() if ("observed" in r.dims) is gram), ("", None))
         if run is None:
             continue
-        shaded, drawn = spans(run) if gram else [], curves(run)
+        drawn = curves(run)
         tops = [c for c in drawn if c[0] == "eig"][:k]
         lines = [
-            Curve(x, y, name if i in (0, len(tops) - 1) else "", tone=i / max(1, len(tops) - 1))
-            for i, (_, name, x, y) in enumerate(tops)
+            Curve(x, y, label if i in (0, len(tops) - 1) else "", tone=i / max(1, len(tops) - 1))
+            for i, (_, label, x, y) in enumerate(tops)
         ]
-        loss = Curve(*drawn[-1][2:])
-        found.append(Panel(lines, "eigenvalue", "", title(run), level=edges(run)[-1][1], legend="lower right"))
-        found.append(Panel([loss], "loss", "step", log="y", spans=shaded, legend_columns=2))
-    return found
+        head, level = f"{name.split('_')[0].upper()}: {title(run).split(',')[0]}", edges(run)[-1][1]
+        above = Panel(lines, "eigenvalue", "", head, level=level, legend="none" if gram else "lower right")
+        shaded = spans(run) if gram else []
+        columns.append((above, Panel([Curve(*drawn[-1][2:])], "loss", "step", spans=shaded, legend_columns=2)))
+    return [panel for row in zip(*columns, strict=True) for panel in row]
 
 
 def embed(given: Sequence[Mapping[str, Any]], picture: Any) -> Any:

@@ -110,7 +110,7 @@ def test_the_data_leave_room_in_the_page(html):
 
 
 def test_the_picture_is_of_both_kinds_of_runs(runs):
-    first, _, second, loss = lab_runs.panels(runs)
+    first, second, _, loss = lab_runs.panels(runs)
     assert first.level == 30 and not first.spans and len(first.curves) == 6
     assert second.level == pytest.approx(2 / 0.007) and {name for *_, name in loss.spans} >= {"I", "II", "III", "IV"}
     assert loss.curves[0].y[-1] == runs["sg_lin3_seed100"]["loss"][-1]
