@@ -187,11 +187,13 @@ def panels(runs: Mapping[str, xr.Dataset], k: int = 6) -> list[Panel]:
 
 
 def embed(given: Sequence[Mapping[str, Any]], picture: Any) -> Any:
-    """The place in the page at which the script builds the laboratory; until then, and in print, the picture."""
-    from IPython.display import HTML
+    """The picture (of :func:`eos_utils.figures.show`) with the data before it, from which the script builds the charts.
 
+    Without the script, and in print, there is the picture.
+    """
     held = json.dumps(given, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
-    return HTML(
+    picture.data = (
         f'<div class="eos-lab" data-eos-runs><script type="application/json">{held}</script></div>'
         f'<div class="eos-lab-picture">{picture.data}</div>'
     )
+    return picture

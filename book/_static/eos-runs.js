@@ -73,7 +73,7 @@
     for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e++)
       for (const m of [1, 2, 5]) if (m * 10 ** e >= low && m * 10 ** e <= high) found.push(m * 10 ** e);
     const decades = found.filter((v) => Number.isInteger(Math.round(Math.log10(v) * 1e6) / 1e6));
-    return found.length < 3 ? ticks(low, high, 3) : found.length > 6 ? decades : found;
+    return found.length < 3 ? ticks(low, high, 5) : found.length > 6 ? decades : found;
   }
 
   const written = (value) => String(Number(value.toPrecision(6))).replace(/e\+?/, "e");
@@ -328,7 +328,7 @@
       const [bottom, ceiling] = [scale(low) - pad, scale(high) + pad];
       const y = (v) => tall * (1 - (scale(v) - bottom) / (ceiling - bottom));
       draw(this.svg, "text", { x: 2, y: top - 7, class: "lab-title" }, TITLES[name]);
-      const marks = name === "loss" ? logarithmic(10 ** bottom, 10 ** ceiling) : ticks(bottom, ceiling, tall / 45);
+      const marks = name === "loss" ? logarithmic(10 ** bottom, 10 ** ceiling) : ticks(bottom, ceiling, tall / 35);
       for (const v of marks)
         draw(this.svg, "text", { x: FRAME.left - 6, y: top + y(v) + 4, "text-anchor": "end" }, written(v));
       // An inner <svg> cuts off what lies outside of it.
@@ -349,7 +349,8 @@
       if (name === "eig") {
         if (this.anomalies.box.checked) {
           const dots = lines[0].filter(([s]) => this.flagged.has(s));
-          draw(area, "path", { class: "lab-anomaly", d: dots.map(([s, v]) => `M${this.x(s).toFixed(2)} ${y(v).toFixed(2)}h0`).join("") });
+          const dense = dots.length > this.inner / 6 ? " lab-dense" : "";
+          draw(area, "path", { class: `lab-anomaly${dense}`, d: dots.map(([s, v]) => `M${this.x(s).toFixed(2)} ${y(v).toFixed(2)}h0`).join("") });
         }
         this.dashes(area, steps, y);
         const right = { x: FRAME.left + this.inner, y: top - 7, "text-anchor": "end" };
