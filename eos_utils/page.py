@@ -252,11 +252,13 @@ def checks(notebook: str, p: SimpleNamespace) -> Any:
     return HTML(_scrollable("Verdicts of this page", rows))
 
 
-def computed(notebook: str, p: SimpleNamespace) -> Any:
-    """A block that says how a theory page was made, and the one command that makes it again."""
+def computed(
+    notebook: str, p: SimpleNamespace, result: str = "computed on this page, in float64; nothing is recorded"
+) -> Any:
+    """A block that says how a page without a run of its own was made, and the one command that makes it again."""
     given = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in vars(p).items() if name != "source")
     facts = {
-        "Result": "computed on this page, in float64; nothing is recorded",
+        "Result": result,
         "Effective parameters": ", ".join(f"{k} = {v}" for k, v in vars(p).items()),
         "This page": _executed(),
     }
