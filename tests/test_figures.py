@@ -5,6 +5,7 @@ import csv
 import io
 import itertools
 import json
+import pathlib
 import re
 import xml.etree.ElementTree as ET
 
@@ -163,3 +164,11 @@ def test_neighbouring_phases_are_told_apart(theme, deficiency):
     assert min(distance.values()) > 5, distance  # about 2.3 is just noticeable
     page = lab(PAGE[theme], deficiency)
     assert min(np.linalg.norm(colour - page) for colour in seen.values()) > 6
+
+
+def test_the_laboratory_has_the_same_shades_of_the_phases():
+    css = (pathlib.Path(__file__).resolve().parents[1] / "book" / "_static" / "eos.css").read_text("utf-8")
+    for name, (colour, opacity) in figures.SPANS.items():
+        assert re.search(rf"\.lab-in-{name} {{\s*--phase: {colour.lower()};", css), name
+        if opacity != 0.3:
+            assert re.search(rf"\.lab-in-{name} {{\s*opacity: {opacity};", css), name
