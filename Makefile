@@ -3,6 +3,8 @@
 
 PYTHON ?= python3.11
 TORCH_INDEX ?=
+# Notebooks executed at a time, each with one thread.
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,6 +33,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / && $$1 !~ /^(book|test)$$/ { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=python3.12        another Python (3.11 to 3.13), for a new .venv"
+	@echo "JOBS=4                   notebooks executed at a time (2)"
 	@echo "TORCH_INDEX=<index>      also look for torch wheels there, such as CPU-only ones"
 
 book: $(BOOK)  ## the book: set up, execute every notebook, build the pages
@@ -68,10 +71,10 @@ unit: $(READY)  ## pytest: unit tests and doctests, on two cores
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
 
 smoke: $(READY)  ## a short live run of every notebook (CIFAR-10 where it is found, else digits)
-	$(ONE_THREAD) $(BIN)/eos smoke
+	$(ONE_THREAD) $(BIN)/eos smoke --jobs $(JOBS)
 
 $(BOOK): $(READY) $(SOURCES)
-	$(ONE_THREAD) $(BIN)/eos book
+	$(ONE_THREAD) $(BIN)/eos book --jobs $(JOBS)
 	@touch $@
 
 claims: $(READY)  ## the recorded verdicts are those that the rules give
@@ -104,7 +107,7 @@ verify: $(READY)  ## replay the recorded runs where it matters
 lock:  ## compile requirements.lock anew from pyproject.toml
 	$(PYTHON) -m venv _build/uv
 	_build/uv/bin/pip install --quiet $(call pinned,uv)
-	_build/uv/bin/uv pip compile pyproject.toml --extra book --extra test --upgrade --quiet \
+	_build/uv/bin/uv pip compile pyproject.toml --extra book --extra test --extra cluster --upgrade --quiet \
 	  --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url \
 	  --output-file requirements.lock
 

@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from eos_utils import downloads
+from eos_utils import downloads, pools
 
 CELL_TIMEOUT = 3600  # seconds; a notebook's defaults show recorded runs and take much less
 # What the outputs of a notebook can depend on, beside the notebook itself.
@@ -137,12 +137,13 @@ def freshness_key(root: Path, notebook: Path, digest: str | None = None) -> str:
 # ---- build ---------------------------------------------------------------------------------------
 
 
-def build(root: Path, *, jobs: int = 2) -> Path:
+def build(root: Path, *, jobs: int = 2, cluster: str = "") -> Path:
     """Execute what is out of date, stage everything, build the pages.
 
     Args:
         root: the repository.
         jobs: how many notebooks are executed at a time, each with one torch thread.
+        cluster: execute them on Dask, as in `eos sweep`; the workers must share this folder.
 
     Returns:
         The path of the first page.
@@ -162,8 +163,7 @@ def build(root: Path, *, jobs: int = 2) -> Path:
             print(f"{notebook.stem}: up to date", flush=True)
         else:
             stale.append((notebook, copy, key))
-    with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        failures = [f for f in pool.map(lambda job: _renew(root, *job), stale) if f]
+    failures = [f for f in _executed(root, stale, max(1, jobs), cluster) if f]
     if failures:
         raise BookError("\n".join(failures))
 
@@ -209,6 +209,20 @@ def execute_apart(root: Path, notebook: Path, out: Path, parameters: dict[str, A
     """
     done = _run(root, "-m", "eos_utils.book", str(notebook), str(out), json.dumps(parameters or {}))
     return (done.stdout.strip() or done.stderr.strip()) if done.returncode else ""
+
+
+def _executed(root: Path, stale: list[tuple[Path, Path, str]], jobs: int, cluster: str) -> list[str]:
+    """What went wrong with each notebook."""
+    if not cluster:
+        with ThreadPoolExecutor(max_workers=jobs) as threads:
+            return list(threads.map(lambda job: _renew(root, *job), stale))
+    with pools.pool(jobs, 1, cluster, {}, retries=1) as each:
+        return [str(found) for _, found in each(_renew_there, [(root, *job) for job in stale])]
+
+
+def _renew_there(job: tuple[Path, Path, Path, str]) -> str:
+    """The same in a worker."""
+    return _renew(*job)
 
 
 def _renew(root: Path, notebook: Path, copy: Path, key: str) -> str:

@@ -40,7 +40,11 @@ class Entry:
         return Status("pending", "registered, not yet run") if found.state == "missing" else found
 
 
-def _expand(name: str, fields: dict[str, Any], where: str, known: dict[str, Entry]) -> list[Entry]:
+def expand(name: str, fields: dict[str, Any], where: str, known: dict[str, Entry]) -> list[Entry]:
+    """The runs of one entry of the file ``where``, one for each combination of what ``for`` lists.
+
+    ``known``: the runs listed before it, from which it can fork. Raises ``ValueError`` for what is unknown.
+    """
     known_measures = [f.name for f in dataclasses.fields(Measure)]
     if not isinstance(fields, dict):
         raise ValueError(f"{where}: {name}: has no fields; there are {', '.join(FIELDS)}")
@@ -99,7 +103,7 @@ def _read(files: tuple[tuple[pathlib.Path, int, int], ...]) -> dict[str, Entry]:
     known: dict[str, Entry] = {}
     for path, *_ in files:
         for name, fields in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).items():
-            for entry in _expand(name, fields, path.name, known):
+            for entry in expand(name, fields, path.name, known):
                 if entry.name in known:
                     raise ValueError(f"{path.name}: the name {entry.name!r} is taken already")
                 known[entry.name] = entry
@@ -117,9 +121,16 @@ def find(name: str) -> Entry:
     return entries[name]
 
 
-def record(entry: Entry, *, device: str = "auto", progress: bool = True, replace: bool = False) -> bool:
-    """Computes a run and writes it to ``results/``; False if a usable record was there already."""
-    store = Store()
+def record(
+    entry: Entry,
+    *,
+    device: str = "auto",
+    progress: bool = True,
+    replace: bool = False,
+    store: Store | None = None,
+) -> bool:
+    """Computes a run and writes it to the store, ``results/`` by default; False if a usable record was there."""
+    store = store or Store()
     store.check_writable(entry.experiment.key)
     state = store.status(entry.experiment.key).state
     if state in ("fresh", "unverified") and not replace:

@@ -1,4 +1,4 @@
-"""``eos``: list, status, record, verify, run, smoke, claims, book, check."""
+"""``eos``: list, status, record, sweep, verify, run, smoke, claims, book, pdf, check."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def _claims(arguments: argparse.Namespace) -> int:
 def _book(arguments: argparse.Namespace) -> int:
     from eos_utils.book import build
 
-    print(build(store.root(), jobs=arguments.jobs))
+    print(build(store.root(), jobs=arguments.jobs, cluster=arguments.cluster))
     return 0
 
 
@@ -188,6 +188,37 @@ def _check(arguments: argparse.Namespace) -> int:
         print(problem)
     print(f"{len(problems)} problems in the built book")
     return int(bool(problems))
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from eos_utils import study
+
+    entries, records = study.read(pathlib.Path(arguments.file))
+    if arguments.dry_run:
+        for entry in entries:
+            print(f"{records.status(entry.experiment.key).state:<10} {entry.name:<30} {entry.minutes:>5g} min")
+        return 0
+    outcomes = study.run_many(
+        entries,
+        store=records,
+        workers=arguments.workers,
+        threads=arguments.threads,
+        device=arguments.device,
+        cluster=arguments.cluster,
+        options={name: yaml_value(value) for name, value in _given(arguments.option).items()},
+        retries=arguments.retries,
+        tell=lambda line: print(line, flush=True),
+    )
+    print(study.table(outcomes))
+    print(f"records: {records.folder}")
+    return int(any(o.state in ("failed", "not run") for o in outcomes))
+
+
+def yaml_value(text: str) -> Any:
+    """A value given on the command line: a number, a list, or the text as it is."""
+    import yaml
+
+    return yaml.safe_load(text)
 
 
 def _pdf(arguments: argparse.Namespace) -> int:
@@ -229,7 +260,18 @@ def parser() -> argparse.ArgumentParser:
     sub = add("claims", _claims, "the verdicts on record")
     sub.add_argument("--check", action="store_true", help="fail if a verdict no longer follows from the results")
     sub.add_argument("--update", action="store_true", help="evaluate all rules and write the ledger")
-    add("book", _book, "execute the notebooks and build the book").add_argument("--jobs", type=int, default=2)
+    sub = add("sweep", _sweep, "compute what is missing of many runs, on processes or on a cluster")
+    sub.add_argument("file", help="such as sweeps/fg_width.yaml")
+    sub.add_argument("--workers", type=int, default=2, help="runs at a time")
+    sub.add_argument("--threads", type=int, default=1, help="of each run")
+    sub.add_argument("--device", default="auto")
+    sub.add_argument("--cluster", default="", help="Dask: local, slurm, pbs, or the address of a scheduler")
+    sub.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the batch jobs: queue=gpu")
+    sub.add_argument("--retries", type=int, default=2, help="of a run whose worker was lost")
+    sub.add_argument("--dry-run", action="store_true", help="list the runs and their state, compute nothing")
+    sub = add("book", _book, "execute the notebooks and build the book")
+    sub.add_argument("--jobs", type=int, default=2, help="notebooks executed at a time, each with one thread")
+    sub.add_argument("--cluster", default="", help="execute them on Dask, as in `eos sweep`")
     add("pdf", _pdf, "the built book as one PDF (needs chromium)")
     add("check", _check, "internal links, anchors and alt texts of the built book")
     return top

@@ -202,6 +202,16 @@ def test_build_executes_only_what_is_out_of_date(tmp_path, monkeypatch):
     assert (tmp_path / "_build/stage/notebooks/a.ipynb").exists()
 
 
+def test_notebooks_are_executed_on_a_cluster_too(tmp_path):
+    """One that works and one that fails, by Dask: the first has its mark, the second is named."""
+    pytest.importorskip("distributed")
+    good, bad = notebook(tmp_path, "1 + 1", name="good"), notebook(tmp_path, "1 / 0", name="bad")
+    jobs = [(path, tmp_path / "out" / path.name, "key") for path in (good, bad)]
+    failures = [f for f in book._executed(tmp_path, jobs, 1, "local") if f]
+    assert len(failures) == 1 and "bad.ipynb" in failures[0] and "ZeroDivisionError" in failures[0]
+    assert (tmp_path / "out" / "good.key").read_text() == "key\n" and not (tmp_path / "out" / "bad.key").exists()
+
+
 # ---- check -----------------------------------------------------------------------------------------
 
 GOOD = '<html><head><title>t</title></head><body><p id="here"></p>{}</body></html>'

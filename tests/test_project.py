@@ -110,7 +110,7 @@ def test_lock_satisfies_pyproject(python):
             name = canonicalize_name(requirement.name)
             assert name not in pins, f"{name} is pinned twice for Python {python}"
             pins[name] = Version(str(requirement.specifier).removeprefix("=="))
-    for name, specifier in requirements("book", "test").items():
+    for name, specifier in requirements("book", "test", "cluster").items():
         if name not in PAIR:
             assert pins[name] in specifier, f"{name} {pins[name]} is not {specifier}"
 
@@ -133,11 +133,11 @@ def test_environment_agrees_with_pyproject():
     environment = yaml.safe_load(read("environment.yml"))
     assert environment["channels"] == ["conda-forge", "nodefaults"]
     (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
-    assert pip == ["-e .[book,test]"]
+    assert pip == ["-e .[book,test,cluster]"]
     conda = [d for d in environment["dependencies"] if isinstance(d, str)]
     assert "pip" in conda and "python=3.11" in conda
     renamed = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
-    asked = requirements("book", "test")
+    asked = requirements("book", "test", "cluster")
     seen = set()
     for requirement in (Requirement(d) for d in conda if d != "pip" and not d.startswith("python=")):
         name = renamed.get(requirement.name, requirement.name)
