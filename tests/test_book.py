@@ -106,6 +106,16 @@ def targets(text, role):
     return [t.rpartition("<")[2].rstrip(">") for t in re.findall(rf"\{{{role}\}}`([^`]+)`", text)]
 
 
+def test_every_numbered_statement_has_a_labelled_block_on_its_page():
+    pages, _ = sources()
+    for item in read("book/inventory.yml"):
+        if item["kind"] in {"theorem", "lemma", "proposition", "assumption"}:
+            here = [title for kind, title, _ in blocks(pages[item["page"]]) if kind == item["kind"]]
+            place = " ".join(item["place"].replace(",", " ").replace(";", " ").split()[:2])
+            if not place.startswith("Section"):
+                assert f"{item['paper']}, {place}, as printed" in here, item["id"]
+
+
 def test_labels_are_unique_and_every_reference_has_its_target():
     pages, figures = sources()
     labels = {
