@@ -77,6 +77,64 @@ def test_toc_names_what_exists_and_all_notebooks():
     assert {f"notebooks/{p.stem}" for p in (ROOT / "notebooks").glob("*.ipynb")} <= listed
 
 
+# ---- cross-references ------------------------------------------------------------------------------
+
+
+def sources():
+    """The text of every page, {name: text}, and the names of its figures, {name: names}."""
+    pages = {p.stem: p.read_text(encoding="utf-8") for p in (ROOT / "book").glob("*.md")}
+    figures = dict.fromkeys(pages, [])
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        pages[path.stem] = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        shown = [c["metadata"].get("mystnb", {}).get("figure", {}) for c in cells]
+        figures[path.stem] = [figure["name"] for figure in shown if "name" in figure]
+    return pages, figures
+
+
+def blocks(text):
+    """(kind, title, label) of each statement on a page."""
+    return re.findall(r"^```\{prf:(\w+)\} (.+)\n:label: (\S+)$", text, re.MULTILINE)
+
+
+def equations(text):
+    return re.findall(r"^\$\$ \(([^()\s]+)\)$", text, re.MULTILINE)
+
+
+def targets(text, role):
+    """What a role points to, with a text of its own (`{role}` before `text <target>`) or without."""
+    return [t.rpartition("<")[2].rstrip(">") for t in re.findall(rf"\{{{role}\}}`([^`]+)`", text)]
+
+
+def test_every_numbered_statement_has_a_labelled_block_on_its_page():
+    pages, _ = sources()
+    for item in read("book/inventory.yml"):
+        if item["kind"] in {"theorem", "lemma", "proposition", "assumption"}:
+            here = [title for kind, title, _ in blocks(pages[item["page"]]) if kind == item["kind"]]
+            place = " ".join(item["place"].replace(",", " ").replace(";", " ").split()[:2])
+            if not place.startswith("Section"):
+                assert f"{item['paper']}, {place}, as printed" in here, item["id"]
+
+
+def test_labels_are_unique_and_every_reference_has_its_target():
+    pages, figures = sources()
+    labels = {
+        "prf:ref": [label for text in pages.values() for _, _, label in blocks(text)],
+        "eq": [label for text in pages.values() for label in equations(text)],
+        "numref": [name for names in figures.values() for name in names],
+    }
+    every = [label for found in labels.values() for label in found]
+    assert [label for label in every if every.count(label) > 1] == []
+    for name, text in pages.items():
+        # A statement without a label can not be referred to; a label in another form would not be found here.
+        assert text.count("{prf:") - text.count("{prf:ref}") == len(blocks(text)), name
+        assert len(re.findall(r"^\$\$ *\(", text, re.MULTILINE)) == len(equations(text)), name
+        for role, known in labels.items():
+            assert [t for t in targets(text, role) if t not in known] == [], (name, role)
+    used = {t for text in pages.values() for t in targets(text, "eq")}
+    assert sorted(set(labels["eq"]) - used) == []  # a number that nothing refers to is in the way
+
+
 # ---- configuration and staging ---------------------------------------------------------------------
 
 
