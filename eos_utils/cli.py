@@ -1,4 +1,4 @@
-"""``eos``: list, status, record, verify, run, smoke, claims, book, check."""
+"""``eos``: list, status, record, adopt, verify, run, smoke, claims, book, check, faults, archive."""
 
 from __future__ import annotations
 
@@ -69,6 +69,27 @@ def _record(arguments: argparse.Namespace) -> int:
             failed = 2
             print(f"{entry.name}: {error}", file=sys.stderr, flush=True)
     return failed
+
+
+def _adopt(arguments: argparse.Namespace) -> int:
+    from eos_utils.foreign import adopt
+
+    failed = 0
+    folder = pathlib.Path(arguments.folder)
+    for key in store.Store(folder).keys():
+        try:
+            print(f"{key}: {'taken' if adopt(folder, key) else 'a usable record is here already'}", flush=True)
+        except store.StoreError as error:  # one that is refused does not stop the others
+            failed = 2
+            print(error, file=sys.stderr, flush=True)
+    return failed
+
+
+def _faults(arguments: argparse.Namespace) -> int:
+    import subprocess
+
+    share = [] if arguments.share is None else ["--share", str(arguments.share)]
+    return subprocess.run([sys.executable, "-m", "faults", *arguments.name, *share], cwd=store.root()).returncode
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -207,6 +228,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--missing", action="store_true", help="all runs that are pending or stale, one after the other")
     sub.add_argument("--replace", action="store_true", help="also where a usable record is there")
     sub.add_argument("--device", default="auto")
+    sub = add("adopt", _adopt, "take the records of another folder, looked at in a process of their own first")
+    sub.add_argument("folder")
     sub = add("verify", _verify, "replay recorded runs from known points and compare")
     sub.add_argument("name", nargs="?")
     sub.add_argument("--quick", action="store_true", help="one run from one point")
@@ -224,6 +247,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--update", action="store_true", help="evaluate all rules and write the ledger")
     add("book", _book, "execute the notebooks and build the book").add_argument("--jobs", type=int, default=2)
     add("check", _check, "internal links, anchors and alt texts of the built book")
+    sub = add("faults", _faults, "break things on purpose, count what happens, and record the table of the book")
+    sub.add_argument("name", nargs="*", help="scenarios; without a name, all")
+    sub.add_argument("--share", type=float, help="of the full counts, from 0 to 1 (default 1)")
     return top
 
 

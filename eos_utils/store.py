@@ -154,7 +154,11 @@ class Store:
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             written = manifest["format"]
-            if not isinstance(written, int) or not {"key", "file", "sha256", "code", "provenance"} <= set(manifest):
+            if (
+                not isinstance(written, int)
+                or written < 1
+                or not {"key", "file", "sha256", "code", "provenance"} <= set(manifest)
+            ):
                 raise ValueError("fields are missing")
             # The name is derived, so that no manifest can name (and no replacement delete) a file that is not its own.
             if written <= FORMAT and manifest["file"] != f"{manifest['key']}-{manifest['sha256'][:8]}.nc":
@@ -196,9 +200,12 @@ class Store:
             dataset = opened.load()
         if dataset.attrs.get("key") != key:
             raise StoreError(f"{path} holds the run {dataset.attrs.get('key')}, not {key}; restore it with git")
-        for name, value in json.loads(dataset.attrs.get("provenance", "{}")).items():
-            if name not in manifest["provenance"] or manifest["provenance"][name] != value:
-                raise StoreError(f"{self.manifest_path(key)} is altered: {name} is {value!r} in its file; restore it")
+        inside, told = json.loads(dataset.attrs.get("provenance", "{}")), manifest["provenance"]
+        for name in inside and {**inside, **told, "name": None}:  # the name is in the manifest alone
+            if name != "name" and (name not in inside or name not in told or inside[name] != told[name]):
+                raise StoreError(
+                    f"{self.manifest_path(key)} is altered: {name} is {inside.get(name)!r} in its file; restore it"
+                )
         dataset.attrs["provenance"] = json.dumps(manifest["provenance"])
         return dataset
 
@@ -283,6 +290,21 @@ class Store:
             with contextlib.suppress(OSError):  # a folder that has become read-only has been reported already
                 temp.unlink(missing_ok=True)
                 note.unlink(missing_ok=True)
+
+    def take(self, manifest: dict[str, Any], content: bytes) -> bool:
+        """Writes a record that another store holds, byte by byte, in place of what is here."""
+        if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
+            raise StoreError(f"{manifest['file']} is truncated or altered; copy it again")
+        for name, data in ((manifest["file"], content), (f"{manifest['key']}.json", json.dumps(manifest).encode())):
+            temp = self.folder / f".writing-{uuid.uuid4().hex}"
+            try:
+                _fsync_write(temp, data)
+                os.replace(temp, self.folder / name)
+            except OSError as error:
+                raise StoreError(f"could not write to {self.folder}: {error}; free space") from error
+            finally:
+                temp.unlink(missing_ok=True)
+        return True
 
     def restamp(self, key: str) -> None:
         """Declares a record verified with the present code (after a replay has agreed)."""

@@ -66,7 +66,7 @@ def test_a_manifest_can_name_no_file_but_its_own(saved, tmp_path, file):
     assert (tmp_path / "precious.nc").read_bytes() == b"of somebody else"
 
 
-@pytest.mark.parametrize("change", [{"seconds": 3.6}, {"seconds": None}, {"data": {"name": "cifar10"}}])
+@pytest.mark.parametrize("change", [{"seconds": 3.6}, {"seconds": None}, {"data": {"name": "cifar10"}}, {"nbme": 1}])
 def test_provenance_that_was_altered_is_noticed(saved, change):
     manifest = json.loads(saved.manifest_path(KEY).read_text())
     manifest["provenance"].update(change)
