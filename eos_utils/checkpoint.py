@@ -25,6 +25,12 @@ def partial_path(experiment: Experiment, measure: Measure) -> pathlib.Path:
     return data.cache_folder() / "partial" / f"{experiment.key}-{what}.pt"
 
 
+def forget(experiment: Experiment, measure: Measure) -> None:
+    """Deletes the checkpoint of a run whose result has been stored; one that may not be deleted does no harm."""
+    with contextlib.suppress(OSError):
+        partial_path(experiment, measure).unlink()
+
+
 def save_checkpoint(path: pathlib.Path, state: Any) -> bool:
     """Writes plain values and tensors atomically; where the disk is full, says so, returns False, and goes on."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")

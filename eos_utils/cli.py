@@ -85,6 +85,13 @@ def _adopt(arguments: argparse.Namespace) -> int:
     return failed
 
 
+def _archive(arguments: argparse.Namespace) -> int:
+    from eos_utils.archive import archive
+
+    print(archive(store.root(), pathlib.Path(arguments.output) if arguments.output else None))
+    return 0
+
+
 def _faults(arguments: argparse.Namespace) -> int:
     import subprocess
 
@@ -93,8 +100,17 @@ def _faults(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from eos_utils.verify import replay, whole
+    from eos_utils.verify import replay, survey, whole
 
+    if arguments.all:
+        rows = []
+        for row in survey(device=arguments.device):
+            print(f"{row.name}: {row.done}: {row.found}", file=sys.stderr, flush=True)
+            rows.append(row)
+        for row in rows:
+            print(f"{'ok' if row.agrees else 'NOT OK':<7} {row.name:<34} {row.done:<12} {row.found}")
+        print(f"{sum(r.agrees for r in rows)} of {len(rows)} agree")
+        return int(not rows or not all(row.agrees for row in rows))
     if arguments.whole:
         if not arguments.name:
             raise ValueError("--whole computes a run anew: give its name")
@@ -234,6 +250,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("name", nargs="?")
     sub.add_argument("--quick", action="store_true", help="one run from one point")
     sub.add_argument("--whole", action="store_true", help="compute the run anew and compare its statistics")
+    sub.add_argument("--all", action="store_true", help="the first steps of every run, and three runs as a whole")
     sub.add_argument("--device", default="auto")
     sub = add("run", _run, "execute a notebook with your own parameters")
     sub.add_argument("notebook")
@@ -250,6 +267,8 @@ def parser() -> argparse.ArgumentParser:
     sub = add("faults", _faults, "break things on purpose, count what happens, and record the table of the book")
     sub.add_argument("name", nargs="*", help="scenarios; without a name, all")
     sub.add_argument("--share", type=float, help="of the full counts, from 0 to 1 (default 1)")
+    sub = add("archive", _archive, "one deterministic zip of sources, results and the built book, with checksums")
+    sub.add_argument("-o", "--output", help="where it goes (default: _build/eos-companion-VERSION.zip)")
     return top
 
 

@@ -18,7 +18,7 @@ import torch
 
 import eos_utils
 from eos_utils import data, store
-from eos_utils.checkpoint import interrupts_held, partial_path, read_checkpoint, save_checkpoint
+from eos_utils.checkpoint import forget, interrupts_held, partial_path, read_checkpoint, save_checkpoint
 from eos_utils.descent import Descent, DivergedError, Stop, gradient_descent
 from eos_utils.experiment import Experiment, Measure
 from eos_utils.forks import point_path, start_of
@@ -336,11 +336,6 @@ def compute(
     if descent.status != "running":  # a finished run is kept until its result is stored: see forget
         keep()
     return result, provenance
-
-
-def forget(experiment: Experiment, measure: Measure) -> None:
-    """Deletes the checkpoint of a run whose result has been stored."""
-    partial_path(experiment, measure).unlink(missing_ok=True)
 
 
 def run(

@@ -149,8 +149,6 @@ class Store:
     def manifest(self, key: str) -> dict[str, Any]:
         """The manifest of a record, checked for format and key."""
         path = self.manifest_path(key)
-        if not path.is_file():
-            raise StoreError(f"no record of {key} in {self.folder}; make one with `eos record`")
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             written = manifest["format"]
@@ -166,6 +164,8 @@ class Store:
             code = [{"numerics", "source"} <= set(fields) for fields in manifest["code"].values()]
             if not (all(code) and isinstance(manifest["provenance"], dict)):
                 raise ValueError("fields are missing")
+        except FileNotFoundError:
+            raise StoreError(f"no record of {key} in {self.folder}; make one with `eos record`") from None
         except OSError as error:
             raise StoreError(f"{path} can not be read ({error}); change its permissions") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -212,12 +212,12 @@ class Store:
     def check_writable(self, key: str | None = None) -> None:
         """Raises :class:`StoreError` if nothing (or not this key) can be written here; called before a long run."""
         try:
-            if key is not None and self.manifest_path(key).is_file():
+            if key is not None:
                 self.manifest(key)
         except NewerFormatError:
             raise
         except StoreError:
-            pass  # a damaged record may be replaced
+            pass  # a missing or damaged record may be replaced
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder) as stream:
@@ -255,7 +255,7 @@ class Store:
             }
             _fsync_write(note, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
             old = None
-            if replace and self.manifest_path(key).is_file():
+            if replace:
                 with contextlib.suppress(StoreError):  # a damaged manifest is replaced with the rest
                     old = self.manifest(key)["file"]
             os.chmod(temp, 0o644)
@@ -316,9 +316,9 @@ class Store:
 
     def status(self, key: str) -> Status:
         """How far the record of a key can be relied on."""
-        if not self.manifest_path(key).is_file():
-            return Status("missing", "not recorded")
         try:
+            if not self.manifest_path(key).is_file():
+                return Status("missing", "not recorded")
             manifest = self.manifest(key)
             path = self.folder / manifest["file"]
             if not path.is_file():

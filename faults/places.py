@@ -47,7 +47,7 @@ def full_disk(count: int, folder: Path, rng: random.Random) -> Counter[str]:
     """The disk is full from a random step on, or no file may be longer than so much; then there is room again."""
     wanted, _ = undisturbed(folder)
     happened: Counter[str] = Counter()
-    kinds = ("disk", "limit") if tiny.can_mount(folder / "undisturbed" / "small") else ("limit",)
+    kinds = ("disk", "limit") if tiny.can_mount(folder / "small") else ("limit",)
     for number in range(count):
         kind = kinds[number % len(kinds)]
         room = int(10 ** rng.uniform(2, 5.5))

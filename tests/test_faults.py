@@ -1,10 +1,13 @@
 """What has gone wrong before, or could: interrupted, damaged, hostile, crowded; a small share of `make faults`."""
 
+import contextlib
 import errno
 import json
 import os
 import pathlib
+import random
 import signal
+import sys
 import time
 
 import numpy as np
@@ -12,10 +15,15 @@ import pytest
 import torch
 import xarray as xr
 
-from eos_utils import forks, run
+from eos_utils import bench_results, forks, run
 from eos_utils.checkpoint import read_checkpoint, save_checkpoint
 from eos_utils.experiment import Experiment, Measure
 from eos_utils.store import Store, StoreError
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # the folder faults/ is no part of the installed package
+from faults import faulty, flips  # noqa: E402
+from faults.__main__ import SCENARIOS  # noqa: E402
 
 KEY = "0123456789abcdef"
 
@@ -173,3 +181,65 @@ def test_half_written_checkpoints_are_removed_an_hour_later(tmp_path):
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     assert save_checkpoint(tmp_path / "x.pt", {"step": 1})
     assert names(tmp_path) == ["new.2.tmp", "x.pt"]
+
+
+# ---- a share of the full counts ----------------------------------------------------------------------
+
+SHARE = {
+    "kill-runs": 2,
+    "kill-operations": 4,
+    "kill-notebooks": 1,
+    "full-disk": 2,
+    "permission": 4,
+    "two-writers": 1,
+    "clock": 1,
+    "flip-records": 100,
+    "flip-manifests": 60,
+    "flip-checkpoints": 100,
+    "parameters": 4,
+    "code": 3,
+}
+
+
+def share_of(name, folder, count):
+    return SCENARIOS[name].function(count, folder, random.Random(f"{name} of the tests"))
+
+
+@pytest.mark.parametrize("name", SHARE)
+def test_nothing_happens_that_must_not(name, tmp_path):
+    happened = share_of(name, tmp_path, SHARE[name])
+    assert happened.total() >= SHARE[name] and not faulty(happened), happened
+
+
+@pytest.mark.cifar
+def test_flipped_bits_of_the_mirror_are_noticed(tmp_path):
+    assert share_of("flip-mirror", tmp_path, 4) == {"refused": 4}
+
+
+def test_the_suite_would_notice_a_reader_that_compares_no_checksums(tmp_path, monkeypatch):
+    def careless(path):
+        with contextlib.suppress(Exception):
+            return torch.load(path, weights_only=True)
+
+    monkeypatch.setattr(flips, "read_checkpoint", careless)
+    assert faulty(share_of("flip-checkpoints", tmp_path, 60)) > 10
+
+
+def test_the_recorded_table_has_no_outcome_that_must_not_be():
+    rows = json.loads((ROOT / "bench" / "results" / "faults.json").read_text(encoding="utf-8"))["rows"]
+    assert set(rows) == set(SCENARIOS)
+    for name, row in rows.items():
+        assert row["faults"] == faulty(row["happened"]) == 0, name
+        assert row["done"] == SCENARIOS[name].done and row["times"] == sum(row["happened"].values()) > 0
+    header, table = bench_results.faults()
+    assert len(table) == len(SCENARIOS) and all(len(row) == len(header) and all(row) for row in table)
+
+
+def test_a_place_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch, short, sparse):
+    def refuse(*arguments, **keywords):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "is_file", refuse)
+    assert Store(tmp_path).status(KEY).state == "stale" and "Permission denied" in Store(tmp_path).status(KEY).why
+    monkeypatch.setattr(pathlib.Path, "unlink", refuse)
+    run.forget(short, sparse)  # the result is stored: a checkpoint that stays is no reason to fail
