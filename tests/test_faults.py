@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import pathlib
 import random
 import signal
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -243,3 +245,13 @@ def test_a_place_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch, sho
     assert Store(tmp_path).status(KEY).state == "stale" and "Permission denied" in Store(tmp_path).status(KEY).why
     monkeypatch.setattr(pathlib.Path, "unlink", refuse)
     run.forget(short, sparse)  # the result is stored: a checkpoint that stays is no reason to fail
+
+
+def test_room_is_looked_for_before_a_long_run(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
+    with pytest.raises(StoreError, match="not writable.*No space left.*free space"):
+        Store(tmp_path).check_writable()
