@@ -67,19 +67,23 @@ def judged(path: Path, known: dict[str, Parameter], values: dict[str, Any]) -> s
 def validator(count: int, folder: Path, rng: random.Random) -> Counter[str]:
     """``count`` sets for every notebook, against the validator."""
     happened: Counter[str] = Counter()
-    for path in notebooks().values():
-        known = {p.name: p for p in declared(path)}
-        budget = settings(
-            max_examples=count, database=None, deadline=None, derandomize=True, phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )  # fmt: skip
+    quiet = settings(
+        max_examples=count, database=None, deadline=None, derandomize=True, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
 
-        @budget
+    def try_all(path: Path) -> None:
+        known = {p.name: p for p in declared(path)}
+
+        @quiet
         @given(sets(list(known)))
-        def once(values: dict[str, Any], path: Path = path, known: dict[str, Parameter] = known) -> None:
+        def once(values: dict[str, Any]) -> None:
             happened[judged(path, known, values)] += 1
 
         once()
+
+    for path in notebooks().values():
+        try_all(path)
     return happened
 
 

@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 import h5netcdf  # noqa: F401  (with sklearn: so that a forked process need not import it)
+import numpy as np
 import sklearn.datasets  # noqa: F401
 import torch
 import xarray as xr
@@ -53,13 +54,17 @@ def environment(folder: pathlib.Path) -> dict[str, str]:
 
 
 def digest(found: xr.Dataset) -> str:
-    """A hash of every bit of a trajectory except its provenance, which has times in it."""
-    told = {k: v for k, v in sorted(found.attrs.items()) if k not in ("provenance", "key", "source")}
-    hashed = hashlib.sha256(json.dumps(told, default=str).encode())
+    """A hash of every bit of a trajectory, loaded or in memory, except its provenance, which has times in it."""
+    skip = ("provenance", "key", "source")
+    told = {k: np.asarray(v).item() for k, v in sorted(found.attrs.items()) if k not in skip}
+    hashed = hashlib.sha256(json.dumps(told).encode())
     for name in sorted(map(str, found.variables)):
         values = found[name].values
-        content = values.tobytes() if values.dtype.kind in "fiub" else repr(values.tolist()).encode()
-        hashed.update(f"{name} {found[name].dims} {values.dtype} {values.shape}".encode() + content)
+        plain = values.dtype.kind in "fiub"
+        content = values.tobytes() if plain else repr(values.tolist()).encode()
+        hashed.update(
+            f"{name} {found[name].dims} {values.dtype if plain else 'text'} {values.shape}".encode() + content
+        )
     return hashed.hexdigest()
 
 
