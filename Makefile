@@ -24,7 +24,8 @@ pinned = $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.to
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help book test setup lint types unit smoke claims check browser pdf format record verify status lock clean distclean
+.PHONY: help book test setup lint types unit smoke claims check browser pdf format record verify status faults lock clean \
+	distclean
 
 help:  ## this list
 	@echo "make book     the book, from nothing to _build/html/index.html"
@@ -102,6 +103,9 @@ record: $(READY)  ## compute the catalogue runs that have no record yet
 
 verify: $(READY)  ## replay the recorded runs where it matters
 	$(BIN)/eos verify
+
+faults: $(READY)  ## break things on purpose, hundreds of times, and record what happened (an hour)
+	$(ONE_THREAD) $(BIN)/eos faults
 
 # uv, since it resolves for every platform and Python at once and does not read pip's configuration.
 lock:  ## compile requirements.lock anew from pyproject.toml

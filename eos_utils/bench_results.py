@@ -1,4 +1,4 @@
-"""The page on the eigenvalues: its live checks, and the tables that ``bench/`` programs left in ``bench/results/``."""
+"""The tables in ``bench/results/``, which programs left there, and the live checks of the page on the eigenvalues."""
 
 from __future__ import annotations
 
@@ -166,6 +166,16 @@ def gram() -> Table:
         for r in read("gram")["nets"]
     ]
     return header, rows
+
+
+def faults() -> Table:
+    """What was broken on purpose, how often (of how often in the full count), what happened."""
+    rows = []
+    for row in read("faults")["rows"].values():
+        happened = "; ".join(f"{times:,} {outcome}" for outcome, times in row["happened"].items())
+        of = f" of {row['asked']:,}" if row["times"] < row["asked"] else ""
+        rows.append([row["done"], f"{row['times']:,}{of}", happened])
+    return ["What was done", "How often", "What happened"], rows
 
 
 def machine() -> str:

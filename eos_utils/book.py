@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from eos_utils import downloads, pools
+from eos_utils import downloads, pools, store
 
 CELL_TIMEOUT = 3600  # seconds; a notebook's defaults show recorded runs and take much less
 # What the outputs of a notebook can depend on, beside the notebook itself.
@@ -72,6 +72,7 @@ def execute(
 
     notebook, out = Path(notebook), Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    store.sweep(out.parent, f".{out.stem}.*.part.ipynb")
     part = out.with_name(f".{out.stem}.{os.getpid()}.part.ipynb")
     failed = out.with_name(f"{out.stem}.failed.ipynb")
     try:
@@ -91,14 +92,14 @@ def execute(
         # After a timeout the written notebook calls every cell "completed": only the exception tells.
         if part.exists():
             os.replace(part, failed)
-        raise BookError(_failure(notebook, failed, error)) from error
+        raise BookError(_failure(notebook, failed, error, parameters or {})) from error
     finally:
         part.unlink(missing_ok=True)
     return out
 
 
-def _failure(notebook: Path, failed: Path, error: Any) -> str:
-    """Notebook, cell, error, and what to do."""
+def _failure(notebook: Path, failed: Path, error: Any, parameters: dict[str, Any]) -> str:
+    """Notebook, cell, error, the parameters that were given, and what to do."""
     where, what = "", f"{type(error).__name__}: {error}"
     if hasattr(error, "cell_index"):  # papermill's own error: a cell raised
         source = str(error.source).strip().splitlines()
@@ -106,9 +107,11 @@ def _failure(notebook: Path, failed: Path, error: Any) -> str:
         what = f"{error.ename}: {error.evalue}"
     what = re.sub(r"\x1b\[[0-9;]*m", "", what).strip()
     seen = f"\n  as far as it got: {failed}" if failed.exists() else ""
+    given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
     return (
         f"{notebook.name}{where} failed\n  {what}{seen}\n"
-        f"  to see it happen: eos run {notebook.stem}, or open the notebook in Jupyter"
+        + (f"  with {given}\n" if given else "")
+        + f"  to see it happen: eos run {notebook.stem}, or open the notebook in Jupyter"
     )
 
 
@@ -202,12 +205,15 @@ def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def execute_apart(root: Path, notebook: Path, out: Path, parameters: dict[str, Any] | None = None) -> str:
+def execute_apart(
+    root: Path, notebook: Path, out: Path, parameters: dict[str, Any] | None = None, timeout: int = CELL_TIMEOUT
+) -> str:
     """Execute one notebook in a process of its own, with one thread; return what went wrong, or nothing.
 
     Two fit on two cores, and kernels that were started from one process have raced.
     """
-    done = _run(root, "-m", "eos_utils.book", str(notebook), str(out), json.dumps(parameters or {}))
+    given = json.dumps(parameters or {})
+    done = _run(root, "-m", "eos_utils.book", str(notebook), str(out), given, str(timeout))
     return (done.stdout.strip() or done.stderr.strip()) if done.returncode else ""
 
 
@@ -377,7 +383,8 @@ def _exists(html: Path, page: str, path: str, fragment: str, ids: dict[str, Coun
 
 if __name__ == "__main__":
     try:
-        execute(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), progress=False, timeout=CELL_TIMEOUT)
+        given, limit = json.loads(sys.argv[3]), int(sys.argv[4])
+        execute(Path(sys.argv[1]), Path(sys.argv[2]), given, progress=False, timeout=limit)
     except BookError as error:
         print(error)
         sys.exit(1)

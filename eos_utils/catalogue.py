@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 
+from eos_utils.checkpoint import forget
 from eos_utils.experiment import Experiment, Measure
 from eos_utils.forks import point_path
-from eos_utils.run import compute, forget
+from eos_utils.run import compute
 from eos_utils.store import Status, Store, root
 
 FIELDS = ("about", "experiment", "measure", "minutes", "for")

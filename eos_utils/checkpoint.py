@@ -9,12 +9,13 @@ import pathlib
 import signal
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from eos_utils import data
+from eos_utils import data, store
 from eos_utils.experiment import Experiment, Measure
 
 
@@ -24,19 +25,43 @@ def partial_path(experiment: Experiment, measure: Measure) -> pathlib.Path:
     return data.cache_folder() / "partial" / f"{experiment.key}-{what}.pt"
 
 
-def save_checkpoint(path: pathlib.Path, state: Any) -> None:
-    """Writes plain values and tensors atomically; says so where the disk is full, and goes on."""
+def forget(experiment: Experiment, measure: Measure) -> None:
+    """Deletes the checkpoint of a run whose result has been stored; one that may not be deleted does no harm."""
+    with contextlib.suppress(OSError):
+        partial_path(experiment, measure).unlink()
+
+
+def save_checkpoint(path: pathlib.Path, state: Any) -> bool:
+    """Writes plain values and tensors atomically; where the disk is full, says so, returns False, and goes on."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, temporary)
         os.replace(temporary, path)
+        store.sweep(path.parent, "*.tmp")
+        return True
     except (OSError, RuntimeError) as error:
         # A full disk must not end a run that can go on without a checkpoint.
         print(f"no checkpoint could be written to {path}: {error}", file=sys.stderr)
+        return False
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: pathlib.Path, device: torch.device | str = "cpu") -> Any:
+    """What :func:`save_checkpoint` wrote, or None where there is nothing, or nothing that can be trusted.
+
+    torch does not compare the checksums that are in its files, so that is done first: a flipped bit in a tensor would
+    go unseen. Nothing but plain values and tensors is unpickled.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception:  # of any kind: what is damaged, foreign or hostile is started over
+        return None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""``eos``: list, status, record, sweep, verify, run, smoke, claims, book, pdf, check."""
+"""``eos``: list, status, record, adopt, sweep, verify, run, smoke, claims, book, pdf, check, faults, archive."""
 
 from __future__ import annotations
 
@@ -71,9 +71,46 @@ def _record(arguments: argparse.Namespace) -> int:
     return failed
 
 
-def _verify(arguments: argparse.Namespace) -> int:
-    from eos_utils.verify import replay, whole
+def _adopt(arguments: argparse.Namespace) -> int:
+    from eos_utils.foreign import adopt
 
+    failed = 0
+    folder = pathlib.Path(arguments.folder)
+    for key in store.Store(folder).keys():
+        try:
+            print(f"{key}: {'taken' if adopt(folder, key) else 'a usable record is here already'}", flush=True)
+        except store.StoreError as error:  # one that is refused does not stop the others
+            failed = 2
+            print(error, file=sys.stderr, flush=True)
+    return failed
+
+
+def _archive(arguments: argparse.Namespace) -> int:
+    from eos_utils.archive import archive
+
+    print(archive(store.root(), pathlib.Path(arguments.output) if arguments.output else None))
+    return 0
+
+
+def _faults(arguments: argparse.Namespace) -> int:
+    import subprocess
+
+    share = [] if arguments.share is None else ["--share", str(arguments.share)]
+    return subprocess.run([sys.executable, "-m", "faults", *arguments.name, *share], cwd=store.root()).returncode
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from eos_utils.verify import replay, survey, whole
+
+    if arguments.all:
+        rows = []
+        for row in survey(device=arguments.device):
+            print(f"{row.name}: {row.done}: {row.found}", file=sys.stderr, flush=True)
+            rows.append(row)
+        for row in rows:
+            print(f"{'ok' if row.agrees else 'NOT OK':<7} {row.name:<34} {row.done:<12} {row.found}")
+        print(f"{sum(r.agrees for r in rows)} of {len(rows)} agree")
+        return int(not rows or not all(row.agrees for row in rows))
     if arguments.whole:
         if not arguments.name:
             raise ValueError("--whole computes a run anew: give its name")
@@ -245,10 +282,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--missing", action="store_true", help="all runs that are pending or stale, one after the other")
     sub.add_argument("--replace", action="store_true", help="also where a usable record is there")
     sub.add_argument("--device", default="auto")
+    sub = add("adopt", _adopt, "take the records of another folder, looked at in a process of their own first")
+    sub.add_argument("folder")
     sub = add("verify", _verify, "replay recorded runs from known points and compare")
     sub.add_argument("name", nargs="?")
     sub.add_argument("--quick", action="store_true", help="one run from one point")
     sub.add_argument("--whole", action="store_true", help="compute the run anew and compare its statistics")
+    sub.add_argument("--all", action="store_true", help="the first steps of every run, and three runs as a whole")
     sub.add_argument("--device", default="auto")
     sub = add("run", _run, "execute a notebook with your own parameters")
     sub.add_argument("notebook")
@@ -274,6 +314,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--cluster", default="", help="execute them on Dask, as in `eos sweep`")
     add("pdf", _pdf, "the built book as one PDF (needs chromium)")
     add("check", _check, "internal links, anchors and alt texts of the built book")
+    sub = add("faults", _faults, "break things on purpose, count what happens, and record the table of the book")
+    sub.add_argument("name", nargs="*", help="scenarios; without a name, all")
+    sub.add_argument("--share", type=float, help="of the full counts, from 0 to 1 (default 1)")
+    sub = add("archive", _archive, "one deterministic zip of sources, results and the built book, with checksums")
+    sub.add_argument("-o", "--output", help="where it goes (default: _build/eos-companion-VERSION.zip)")
     return top
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from eos_utils import data, store
-from eos_utils.checkpoint import save_checkpoint
+from eos_utils.checkpoint import read_checkpoint, save_checkpoint
 from eos_utils.experiment import Experiment, rational
 from eos_utils.objective import Objective
 
@@ -67,14 +67,17 @@ def _replayed(name: str, version: str, base: xr.Dataset, at: int, objective: Obj
     if kept:
         near = point_path(name, version, 0).parent.glob(f"{name}-{version}-*.pt")
         points |= {int(path.stem.rpartition("-")[2]): path for path in near}
-    begin = max(s for s in points if s <= at)
-    found: Any = points[begin]
-    if found is None:
-        theta = objective.initial()
-    elif isinstance(found, np.ndarray):
-        theta = torch.from_numpy(np.array(found)).to(objective.x)
-    else:
-        theta = torch.load(found, map_location=objective.device, weights_only=True)
+    theta: Any = None
+    while not isinstance(theta, torch.Tensor) or theta.shape != (objective.P,):  # a damaged point: the one before it
+        begin = max(s for s in points if s <= at)
+        found = points.pop(begin)
+        points.setdefault(int(steps[0]), None)
+        if found is None:
+            theta = objective.initial()
+        elif isinstance(found, np.ndarray):
+            theta = torch.from_numpy(np.array(found)).to(objective.x)
+        else:
+            theta = read_checkpoint(found, objective.device)
     rises = np.flatnonzero(np.diff(losses) > 0)
     calm = int(steps[rises[rises > 100][0]]) if (rises > 100).any() else int(steps[-1])
     for t in range(begin, at + 1):
@@ -84,6 +87,6 @@ def _replayed(name: str, version: str, base: xr.Dataset, at: int, objective: Obj
             raise store.StoreError(f"replaying {name}, the loss at step {t} is off by {apart:.2%}; record it again")
         if t < at:
             theta = theta - of.step_size * gradient
-    if kept and at not in points:
+    if kept and begin != at:
         save_checkpoint(point_path(name, version, at), theta)
     return theta

@@ -12,19 +12,23 @@ papermill only warns of a name that does not exist; :func:`parameters`, called i
 from __future__ import annotations
 
 import difflib
+import math
 import pathlib
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from eos_utils.experiment import rational
+from eos_utils.run import SOURCES
 
 
 class ParameterError(ValueError):
     """A parameter that is unknown or of the wrong type; the message names it and the remedy."""
 
 
+LARGEST = 10**9  # of any count: what is larger was mistyped, or is meant to fill the memory
 TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str, "rational": Fraction}
 
 
@@ -59,8 +63,17 @@ def convert(name: str, kind: str, value: Any) -> Any:
         if kind == "int":
             if float(value) != int(float(value)):
                 raise ValueError
-            return int(float(value))
+            whole = int(value) if isinstance(value, int) else int(float(value))
+            if not 0 <= whole <= LARGEST:
+                raise ParameterError(f"{name}={value!r} is out of range: a whole number from 0 to {LARGEST:,}")
+            return whole
+        if kind == "float" and not math.isfinite(float(value)):
+            raise ParameterError(f"{name}={value!r} is out of range: a finite number")
+        if name == "source" and value not in SOURCES:
+            raise ParameterError(f"source={value!r} is unknown; choose one of {', '.join(SOURCES)}")
         return TYPES[kind](value)
+    except ParameterError:
+        raise
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         detail = f": {error}" if kind == "rational" else ""
         raise ParameterError(f"{name}={value!r} is not of the declared type {kind}{detail}") from None
@@ -104,16 +117,22 @@ def parameters(namespace: dict[str, Any]) -> SimpleNamespace:
 
 def declared(notebook: pathlib.Path) -> list[Parameter]:
     """The parameters of a notebook file, as papermill reads them: name, type, default, help."""
+    return list(_declared(notebook, notebook.stat().st_mtime_ns, notebook.stat().st_size))
+
+
+@lru_cache(maxsize=64)
+def _declared(notebook: pathlib.Path, *changed: int) -> tuple[Parameter, ...]:
+    """The same of a file as it was then."""
     import logging
 
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     found = papermill.inspect_notebook(str(notebook))
-    return [
+    return tuple(
         Parameter(p["name"], p["inferred_type_name"], p["default"].strip("\"'"), (p["help"] or "").strip())
         for p in found.values()
-    ]
+    )
 
 
 def check_given(notebook: pathlib.Path, given: dict[str, Any]) -> dict[str, Any]:

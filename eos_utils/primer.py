@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eos_utils.checkpoint import forget
 from eos_utils.experiment import Experiment, Measure, rational
 from eos_utils.fg_theory import Array
 from eos_utils.figures import Curve, Panel
-from eos_utils.run import compute, forget
+from eos_utils.run import compute
 
 if TYPE_CHECKING:
     import xarray as xr

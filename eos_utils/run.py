@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import json
@@ -19,7 +18,7 @@ import torch
 
 import eos_utils
 from eos_utils import data, store
-from eos_utils.checkpoint import interrupts_held, partial_path, save_checkpoint
+from eos_utils.checkpoint import forget, interrupts_held, partial_path, read_checkpoint, save_checkpoint
 from eos_utils.descent import Descent, DivergedError, Stop, gradient_descent
 from eos_utils.experiment import Experiment, Measure
 from eos_utils.forks import point_path, start_of
@@ -260,18 +259,15 @@ def compute(
     descent = Descent(theta, experiment.step_size, first, first)
     extra = store.optional([*others, experiment.network])
     stamp = {"code": store.fingerprints(extra), "data": loaded.sha256}
-    if path.is_file():
-        saved = None
-        with contextlib.suppress(Exception):  # a checkpoint that cannot be read is started over
-            saved = torch.load(path, map_location=where, weights_only=True)
-        if isinstance(saved, dict) and saved.get("stamp") == stamp and observers.keys() <= saved.keys():
-            descent = Descent.from_state(saved["descent"])
-            for name, observer in observers.items():
-                observer.load_state(saved[name])
-            if projection is not None:
-                projection.load_state(saved["projection"])
-            if progress:
-                print(f"resuming at step {descent.step}", file=sys.stderr)
+    saved = read_checkpoint(path, where)
+    if isinstance(saved, dict) and saved.get("stamp") == stamp and observers.keys() <= saved.keys():
+        descent = Descent.from_state(saved["descent"])
+        for name, observer in observers.items():
+            observer.load_state(saved[name])
+        if projection is not None:
+            projection.load_state(saved["projection"])
+        if progress:
+            print(f"resuming at step {descent.step}", file=sys.stderr)
     if progress:
         seconds = estimate(objective, descent.theta, first + experiment.steps - descent.step, measure)
         print(
@@ -282,11 +278,11 @@ def compute(
     bar = _Progress(first + experiment.steps, progress, eigenvalues)
     last = time.monotonic()
 
-    def keep() -> None:
+    def keep() -> bool:
         states = {name: observer.state() for name, observer in observers.items()}
         if projection is not None:
             states["projection"] = projection.state()
-        save_checkpoint(path, {"descent": descent.state(), "stamp": stamp, **states})
+        return save_checkpoint(path, {"descent": descent.state(), "stamp": stamp, **states})
 
     def after_step(now: Descent) -> None:
         nonlocal last
@@ -294,8 +290,8 @@ def compute(
         if now.step in points:
             save_checkpoint(point_path(experiment.key, "new", now.step), now.theta)
         if interrupted:
-            keep()
-            print(f"stopped before step {now.step}; the same command resumes there", file=sys.stderr)
+            where_next = "there" if keep() else "at its last checkpoint, if there is one"
+            print(f"stopped before step {now.step}; the same command resumes {where_next}", file=sys.stderr)
             raise KeyboardInterrupt
         if time.monotonic() - last > checkpoint_every:
             keep()
@@ -340,11 +336,6 @@ def compute(
     if descent.status != "running":  # a finished run is kept until its result is stored: see forget
         keep()
     return result, provenance
-
-
-def forget(experiment: Experiment, measure: Measure) -> None:
-    """Deletes the checkpoint of a run whose result has been stored."""
-    partial_path(experiment, measure).unlink(missing_ok=True)
 
 
 def run(

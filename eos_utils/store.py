@@ -12,11 +12,14 @@ import ast
 import contextlib
 import hashlib
 import importlib
+import io
 import json
 import os
 import pathlib
 import tempfile
 import threading
+import time
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 FORMAT = 1
+LEFT_BEHIND = 3600  # seconds; nothing is written for so long
+ROOM = 1 << 20  # bytes that must be free before a long run; hardly a record is larger
 NUMERIC_MODULES = (
     "data",
     "models",
@@ -116,6 +121,17 @@ def _fsync_write(path: pathlib.Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
+def sweep(folder: pathlib.Path, pattern: str, keep: str = "") -> None:
+    """Deletes what a process that was killed while writing left behind: files of this pattern, older than an hour.
+
+    Younger ones may belong to a process that is still writing, as may those of a clock that was set back.
+    """
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):
+            if path.name != keep and time.time() - path.stat().st_mtime > LEFT_BEHIND:
+                path.unlink()
+
+
 class Store:
     """A folder of recorded runs."""
 
@@ -133,14 +149,26 @@ class Store:
     def manifest(self, key: str) -> dict[str, Any]:
         """The manifest of a record, checked for format and key."""
         path = self.manifest_path(key)
-        if not path.is_file():
-            raise StoreError(f"no record of {key} in {self.folder}; make one with `eos record`")
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             written = manifest["format"]
-            if not isinstance(written, int) or not {"key", "file", "sha256", "code", "provenance"} <= set(manifest):
+            if (
+                not isinstance(written, int)
+                or written < 1
+                or not {"key", "file", "sha256", "code", "provenance"} <= set(manifest)
+            ):
                 raise ValueError("fields are missing")
-        except (ValueError, KeyError, TypeError) as error:
+            # The name is derived, so that no manifest can name (and no replacement delete) a file that is not its own.
+            if written <= FORMAT and manifest["file"] != f"{manifest['key']}-{manifest['sha256'][:8]}.nc":
+                raise ValueError(f"it names the file {manifest['file']!r}")
+            code = [{"numerics", "source"} <= set(fields) for fields in manifest["code"].values()]
+            if not (all(code) and isinstance(manifest["provenance"], dict)):
+                raise ValueError("fields are missing")
+        except FileNotFoundError:
+            raise StoreError(f"no record of {key} in {self.folder}; make one with `eos record`") from None
+        except OSError as error:
+            raise StoreError(f"{path} can not be read ({error}); change its permissions") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{path} is damaged ({error!r}); restore it with git, or delete it") from error
         if written > FORMAT:
             raise NewerFormatError(f"{path} has format {written}, this code reads up to {FORMAT}: update eos_utils")
@@ -154,34 +182,46 @@ class Store:
 
         manifest = self.manifest(key)
         path = self.folder / manifest["file"]
-        if not path.is_file():
-            raise StoreError(f"{path} is missing although its manifest is there; restore it with git")
-        found = file_sha256(path)
+        try:
+            content = path.read_bytes()  # once: what is hashed is what is opened
+        except FileNotFoundError:
+            if self.manifest(key) != manifest:  # replaced meanwhile
+                return self.load(key)
+            raise StoreError(f"{path} is missing although its manifest is there; restore it with git") from None
+        except OSError as error:
+            raise StoreError(f"{path} can not be read ({error}); change its permissions") from error
+        found = hashlib.sha256(content).hexdigest()
         if found != manifest["sha256"]:
             raise StoreError(
                 f"{path} is truncated or altered: SHA-256 {found[:16]}..., its manifest says "
                 f"{manifest['sha256'][:16]}...; restore it with git, or delete both and record it again"
             )
-        with xr.open_dataset(path, engine="h5netcdf") as opened:
+        with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as opened:
             dataset = opened.load()
         if dataset.attrs.get("key") != key:
             raise StoreError(f"{path} holds the run {dataset.attrs.get('key')}, not {key}; restore it with git")
+        inside, told = json.loads(dataset.attrs.get("provenance", "{}")), manifest["provenance"]
+        for name in inside and {**inside, **told, "name": None}:  # the name is in the manifest alone
+            if name != "name" and (name not in inside or name not in told or inside[name] != told[name]):
+                raise StoreError(
+                    f"{self.manifest_path(key)} is altered: {name} is {inside.get(name)!r} in its file; restore it"
+                )
         dataset.attrs["provenance"] = json.dumps(manifest["provenance"])
         return dataset
 
     def check_writable(self, key: str | None = None) -> None:
         """Raises :class:`StoreError` if nothing (or not this key) can be written here; called before a long run."""
         try:
-            if key is not None and self.manifest_path(key).is_file():
+            if key is not None:
                 self.manifest(key)
         except NewerFormatError:
             raise
         except StoreError:
-            pass  # a damaged record may be replaced
+            pass  # a missing or damaged record may be replaced
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
+            with tempfile.TemporaryFile(dir=self.folder) as stream:
+                stream.write(bytes(ROOM))
         except OSError as error:
             raise StoreError(
                 f"{self.folder} is not writable ({error}); free space or change its permissions"
@@ -196,9 +236,7 @@ class Store:
             for name, variable in dataset.variables.items()
             if variable.ndim and variable.dtype.kind in "fiu"
         }
-        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".writing-", suffix=".nc")
-        os.close(handle)
-        temp = pathlib.Path(temporary)
+        temp = self.folder / f".writing-{uuid.uuid4().hex}.nc"
         note = temp.with_suffix(".json")
         try:
             dataset.to_netcdf(temp, engine="h5netcdf", encoding=encoding)
@@ -217,7 +255,7 @@ class Store:
             }
             _fsync_write(note, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
             old = None
-            if replace and self.manifest_path(key).is_file():
+            if replace:
                 with contextlib.suppress(StoreError):  # a damaged manifest is replaced with the rest
                     old = self.manifest(key)["file"]
             os.chmod(temp, 0o644)
@@ -229,7 +267,7 @@ class Store:
                     os.link(note, self.manifest_path(key))
                 except FileExistsError:
                     if self.manifest(key)["file"] != final.name:
-                        final.unlink()
+                        final.unlink(missing_ok=True)
                     self.load(key)  # the first writer's record must be whole
                     return False
                 except OSError:
@@ -240,12 +278,33 @@ class Store:
             os.close(folder)
             if old and old != final.name:
                 (self.folder / old).unlink(missing_ok=True)
+            sweep(self.folder, ".writing-*")
+            sweep(self.folder, f"{key}-*.nc", keep=final.name)
             return True
-        except OSError as error:
-            raise StoreError(f"could not write to {self.folder}: {error}") from error
+        except StoreError:
+            raise
+        except (OSError, RuntimeError) as error:  # HDF5 says either
+            remedy = "free space or change its permissions"
+            raise StoreError(f"could not write to {self.folder}: {error}; {remedy}") from error
         finally:
-            temp.unlink(missing_ok=True)
-            note.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder that has become read-only has been reported already
+                temp.unlink(missing_ok=True)
+                note.unlink(missing_ok=True)
+
+    def take(self, manifest: dict[str, Any], content: bytes) -> bool:
+        """Writes a record that another store holds, byte by byte, in place of what is here."""
+        if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
+            raise StoreError(f"{manifest['file']} is truncated or altered; copy it again")
+        for name, data in ((manifest["file"], content), (f"{manifest['key']}.json", json.dumps(manifest).encode())):
+            temp = self.folder / f".writing-{uuid.uuid4().hex}"
+            try:
+                _fsync_write(temp, data)
+                os.replace(temp, self.folder / name)
+            except OSError as error:
+                raise StoreError(f"could not write to {self.folder}: {error}; free space") from error
+            finally:
+                temp.unlink(missing_ok=True)
+        return True
 
     def restamp(self, key: str) -> None:
         """Declares a record verified with the present code (after a replay has agreed)."""
@@ -257,16 +316,16 @@ class Store:
 
     def status(self, key: str) -> Status:
         """How far the record of a key can be relied on."""
-        if not self.manifest_path(key).is_file():
-            return Status("missing", "not recorded")
         try:
+            if not self.manifest_path(key).is_file():
+                return Status("missing", "not recorded")
             manifest = self.manifest(key)
             path = self.folder / manifest["file"]
             if not path.is_file():
                 return Status("stale", f"its file {path.name} is missing")
             if file_sha256(path) != manifest["sha256"]:
                 return Status("stale", f"{path.name} is truncated or altered")
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             return Status("stale", str(error))
         then = manifest["code"]
         now = fingerprints([name for name in optional(OPTIONAL) if name in then])

@@ -8,6 +8,7 @@ computed anew as a whole is compared by its statistics, with the spread of the r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +16,14 @@ import torch
 
 from eos_utils import claims, registry
 from eos_utils.catalogue import Entry, catalogue
+from eos_utils.checkpoint import forget
 from eos_utils.curvature import Hessian
 from eos_utils.data import DataError
 from eos_utils.forks import start_of
 from eos_utils.lanczos import top_eigenpairs
 from eos_utils.residual import gram_of
-from eos_utils.run import compute, forget, pick_device
-from eos_utils.store import Store, root
+from eos_utils.run import compute, pick_device
+from eos_utils.store import Store, StoreError, root
 from eos_utils.terms import FIELDS, terms
 
 REPLAY_STEPS = 20
@@ -53,19 +55,26 @@ class Replay:
         )
 
 
-def replay(entry: Entry, *, device: str = "auto", quick: bool = False, store: Store | None = None) -> list[Replay]:
-    """Replays a recorded run; ``quick`` from its last known point alone. Raises if there is no record or no data."""
+def replay(
+    entry: Entry, *, device: str = "auto", quick: bool = False, first: bool = False, store: Store | None = None
+) -> list[Replay]:
+    """Replays a recorded run; ``quick`` from its last known point alone, ``first`` from where it began alone.
+
+    Raises if there is no record or no data.
+    """
     store = store or Store()
     run = store.load(entry.experiment.key)
     loaded = entry.experiment.dataset_loaded()
     objective = entry.experiment.objective(pick_device(device), loaded)
     if loaded.sha256 != (recorded_data := store.manifest(entry.experiment.key)["provenance"]["data"]["sha256"]):
         raise DataError(f"the data have SHA-256 {loaded.sha256[:16]}, the record was made with {recorded_data[:16]}")
-    theta, first = start_of(entry.experiment, objective, store, kept=False)
+    theta, start = start_of(entry.experiment, objective, store, kept=False)
     fork = entry.experiment.fork
     rough = fork is not None and isinstance(fork["at"], int)
-    points = [("initialisation" if fork is None else "a replay of its base" if rough else "the fork", first, theta)]
-    if "snapshot" in run.coords and entry.experiment.project is None:  # a held direction is not in a snapshot
+    points = [("initialisation" if fork is None else "a replay of its base" if rough else "the fork", start, theta)]
+    if (
+        "snapshot" in run.coords and entry.experiment.project is None and not first
+    ):  # a held direction is not in a snapshot
         for i, label in enumerate(run["snapshot"].values):
             theta = torch.from_numpy(np.array(run["theta"].values[i])).to(objective.device, objective.dtype)
             points.append((str(label), int(run["snapshot_step"].values[i]), theta))
@@ -109,8 +118,7 @@ def whole(entry: Entry, *, device: str = "auto", progress: bool = True) -> list[
     claim cannot be judged and raises ``ValueError``.
     """
     place = root()
-    judged = [c for c in claims.claims(place) if c.get("rule") and entry.name in c["rule"].get("experiments", [])]
-    judged = [c for c in judged if _forks_of(entry, c["rule"])]
+    judged = _judged(entry)
     if not judged:
         raise ValueError(f"no claim with forks of {entry.name}: there is no spread to compare a whole rerun with")
     run, _ = compute(entry.experiment, entry.measure, device=device, progress=progress)
@@ -124,6 +132,43 @@ def whole(entry: Entry, *, device: str = "auto", progress: bool = True) -> list[
         if not low - (high - low) <= value <= high + (high - low):
             outside.append(f"{rule['statistic']} is {value:.4g}, on record and in its forks {low:.4g} to {high:.4g}")
     return outside
+
+
+def _judged(entry: Entry) -> list[dict]:
+    """The claims with forks of this run whose statistic is judged on it."""
+    mine = [c for c in claims.claims(root()) if c.get("rule") and entry.name in c["rule"].get("experiments", [])]
+    return [c for c in mine if _forks_of(entry, c["rule"])]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of :func:`survey`: the run, what was done with it, what came of it, whether that is as it should be."""
+
+    name: str
+    done: str
+    found: str
+    agrees: bool
+
+
+def survey(*, device: str = "auto", progress: bool = True, wholes: int = 3) -> Iterator[Row]:
+    """The first steps of every recorded run, then ``wholes`` of the runs with forks as a whole, the cheapest first."""
+    entries = list(catalogue(root() / "experiments").values())
+    states = {entry.name: entry.status() for entry in entries}
+    there = [entry for entry in entries if states[entry.name].state in ("fresh", "unverified")]
+    for entry in entries:
+        if states[entry.name].state == "stale":
+            yield Row(entry.name, "nothing to replay", states[entry.name].why, False)
+    for entry in there:
+        try:
+            (found,) = replay(entry, device=device, first=True)
+        except (StoreError, DataError) as error:
+            yield Row(entry.name, "first steps", str(error), False)
+        else:
+            yield Row(entry.name, "first steps", str(found), found.agrees)
+    for entry in sorted((e for e in there if _judged(e)), key=lambda e: e.minutes)[:wholes]:
+        outside = whole(entry, device=device, progress=progress)
+        found_whole = "; ".join(outside) or "its statistics lie within the spread of the recorded forks"
+        yield Row(entry.name, "whole", found_whole, not outside)
 
 
 def _forks_of(entry: Entry, rule: dict) -> list[str]:

@@ -1,7 +1,9 @@
 """The book: its configuration, its inventory, the execution of notebooks, and the checker of built pages."""
 
 import json
+import os
 import re
+import time
 from pathlib import Path
 
 import nbformat
@@ -213,13 +215,18 @@ def test_execute_writes_all_or_nothing(tmp_path):
     assert "3\\n" in good.decode()
 
     with pytest.raises(book.BookError) as caught:
-        book.execute(notebook(tmp_path, "x = 1", "print(x); raise ValueError('the reason')"), out, progress=False)
+        failing = notebook(tmp_path, "x = 1", "print(x); raise ValueError('the reason')")
+        book.execute(failing, out, {"x": 0, "y": "two"}, progress=False)
     message = str(caught.value)
-    for part in ("demo.ipynb", "cell 2", "ValueError: the reason", "demo.failed.ipynb", "eos run demo"):
+    assert "with x=0, y='two'" in message  # which are a cell of their own, the first
+    for part in ("demo.ipynb", "cell 3", "ValueError: the reason", "demo.failed.ipynb", "eos run demo"):
         assert part in message
     assert out.read_bytes() == good
     assert {p.name for p in out.parent.iterdir()} == {"demo.ipynb", "demo.failed.ipynb"}
 
+    left = out.with_name(".demo.1.part.ipynb")  # of a process that was killed, two hours ago
+    left.write_text("{")
+    os.utime(left, (time.time() - 7200,) * 2)
     book.execute(notebook(tmp_path, "x = 2"), out, progress=False)
     assert {p.name for p in out.parent.iterdir()} == {"demo.ipynb"}
 

@@ -36,6 +36,22 @@ def test_wrong_type_is_refused(name, value):
         parameters(namespace(**{name: value}))
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("int", -1), ("int", 10**30), ("int", "1e300"), ("float", "nan"), ("float", float("inf")), ("float", "-1e999")],
+)
+def test_numbers_out_of_any_range_are_refused(kind, value):
+    with pytest.raises(ParameterError, match="draws=.*out of range"):
+        convert("draws", kind, value)
+    assert convert("draws", "int", 10**9) == 10**9 and convert("draws", "float", "-2.5") == -2.5
+
+
+def test_a_source_that_does_not_exist_is_refused_on_every_page():
+    with pytest.raises(ParameterError, match="source='recrded'.*auto, recorded, live"):
+        convert("source", "str", "recrded")
+    assert convert("source", "str", "live") == "live"
+
+
 @pytest.mark.parametrize("eta", ["0", "-2/30", "2/0", "nan", "inf", "__import__('os')", "", True])
 def test_bad_step_sizes_are_refused_and_never_evaluated(eta):
     with pytest.raises(ParameterError, match="eta"):

@@ -126,7 +126,8 @@ def test_divergence_is_a_result_like_any_other(tiny, own_root):
     assert found.attrs["status"] == "diverged" and 1 < found.attrs["last_step"] < 40
     assert found["step"].values.tolist() == list(range(found.attrs["last_step"]))  # no row for the step that failed
     assert float(found["loss"][0]) < 10 and found.attrs["finite_loss"] == float(found["loss"][-1]) > 1e6
-    assert Store().save(wild.key, found, {}) and Store().load(wild.key).attrs["status"] == "diverged"
+    assert Store().save(wild.key, found, json.loads(found.attrs["provenance"]))
+    assert Store().load(wild.key).attrs["status"] == "diverged"
     with pytest.raises(DivergedError, match=f"not finite at step {found.attrs['last_step']}.*smaller step size"):
         quietly(wild, Measure(k=1, stride=7), on_divergence="raise")
 

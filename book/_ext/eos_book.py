@@ -4,6 +4,7 @@ Directives
     `{eos-claims}`     claims as cards; options `paper`, `notebook`, `item`, `kind`, `verdicts` (several, with commas);
                        flags `counts` for numbers only, `list` for a line each
     `{eos-inventory}`  the items of a paper (its argument) with their page and the verdicts of their claims
+    `{eos-faults}`     what was broken on purpose and what happened, from bench/results/faults.json
 
 Verdicts come from `eos_utils.claims` alone. The ledger is evaluated once a build; pages that show it are
 rendered again when it has changed. The HTML output gets `claims.json`, the same ledger as a list of objects.
@@ -26,6 +27,7 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from eos_utils import bench_results
 from eos_utils import claims as ledgers
 
 # Verdict -> colour class and a mark, so that no verdict is told by its colour alone.
@@ -350,6 +352,29 @@ class Claims(LedgerDirective):
         return fields
 
 
+def table(widths: tuple[int, ...], header: list[str], rows: list[list[list[nodes.Node]]]) -> nodes.table:
+    """A table with a head, columns of these relative widths, and a list of nodes in each cell."""
+
+    def line(cells: list[list[nodes.Node]]) -> nodes.row:
+        return nodes.row("", *[nodes.entry("", nodes.paragraph("", "", *cell)) for cell in cells])
+
+    out = nodes.table(classes=["eos-inventory", "colwidths-given"])
+    group = nodes.tgroup(cols=len(widths))
+    out += group
+    group += [nodes.colspec(colwidth=w) for w in widths]
+    head = nodes.thead("", line([[nodes.Text(t)] for t in header]))
+    group += [head, nodes.tbody("", *map(line, rows))]
+    return out
+
+
+class Faults(SphinxDirective):
+    """What was broken on purpose."""
+
+    def run(self) -> list[nodes.Node]:
+        header, rows = bench_results.faults()
+        return [table((38, 14, 48), header, [[[nodes.Text(cell)] for cell in row] for row in rows])]
+
+
 class Inventory(LedgerDirective):
     """Every item of a paper: place and title, page, verdicts of its claims."""
 
@@ -360,22 +385,13 @@ class Inventory(LedgerDirective):
         for claim in self.ledger:
             by_item.setdefault(claim["item"], []).append(claim)
         items = [i for i in self.env.app.eos_inventory if i["paper"] == self.arguments[0]]  # type: ignore[attr-defined]
-        table = nodes.table(classes=["eos-inventory", "colwidths-given"])
-        group = nodes.tgroup(cols=3)
-        table += group
-        group += [nodes.colspec(colwidth=w) for w in (40, 36, 24)]
-        body = nodes.tbody()
-        group += [nodes.thead("", self.row(*[[nodes.Text(t)] for t in ("Item", "Page", "Claims")])), body]
+        rows = []
         for item in items:
             claims = by_item.get(item["id"], [])
             what = [nodes.strong("", item["place"]), nodes.Text(": "), nodes.Text(item["title"])]
             verdicts = counts(claims) if claims else [text("no claim")]
-            body += self.row(what, [self.page(item["page"], item["page"])], verdicts)
-        return [table]
-
-    @staticmethod
-    def row(*cells: list[nodes.Node]) -> nodes.row:
-        return nodes.row("", *[nodes.entry("", nodes.paragraph("", "", *cell)) for cell in cells])
+            rows.append([what, [self.page(item["page"], item["page"])], verdicts])
+        return [table((40, 36, 24), ["Item", "Page", "Claims"], rows)]
 
 
 # ---- repairs, and what the published address decides ---------------------------------------------
@@ -413,6 +429,7 @@ def setup(app: Sphinx) -> dict:
         app.add_config_value("sitemap_url_scheme", "", "")
     app.add_directive("eos-claims", Claims)
     app.add_directive("eos-inventory", Inventory)
+    app.add_directive("eos-faults", Faults)
     app.connect("builder-inited", load)
     app.connect("env-get-outdated", outdated)
     app.connect("html-page-context", repair, priority=900)
