@@ -269,12 +269,14 @@ def _executed() -> str:
     return f"executed at commit {here['commit']}{dirty}, with " + ", ".join(f"{k} {v}" for k, v in versions().items())
 
 
-def _origin(facts: dict[str, str], command: str) -> Any:
+def _origin(facts: dict[str, str], command: str, key: str = "") -> Any:
+    """``key``: of the record shown, which the box below the provenance offers for download."""
     from IPython.display import HTML
 
+    shown = f' data-eos-run="{key}"' if key else ""
     listed = "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items())
     return HTML(
-        f'<details class="eos-provenance"><summary>Where these numbers come from</summary><dl>{listed}'
+        f'<details class="eos-provenance"{shown}><summary>Where these numbers come from</summary><dl>{listed}'
         f"<dt>Compute it again</dt><dd><code>{html.escape(command)}</code></dd></dl></details>"
     )
 
@@ -334,7 +336,8 @@ def provenance(notebook: str, p: SimpleNamespace, trajectory: xr.Dataset) -> Any
         f"{origin['evaluations']:,} evaluations, {origin['products']:,} Hessian-vector products",
         "This page": _executed(),
     }
-    return _origin(facts, f"papermill notebooks/{notebook}.ipynb out.ipynb -p source live {given}")
+    key = trajectory.attrs["key"] if trajectory.attrs["source"] == "recorded" else ""
+    return _origin(facts, f"papermill notebooks/{notebook}.ipynb out.ipynb -p source live {given}", key)
 
 
 def table(label: str, header: list[str], rows: list[list[str]]) -> Any:
