@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from eos_utils import catalogue, claims, registry, store
+from eos_utils.behind import Behind
 from eos_utils.eos_stats import entry_step, scaled
 from eos_utils.experiment import Experiment, Measure, as_two_over, rational, subscript
 from eos_utils.run import git_state, run, versions
@@ -148,6 +149,19 @@ def recorded(names: list[str]) -> dict[str, xr.Dataset]:
 def is_canonical(trajectory: xr.Dataset, name: str) -> bool:
     """Whether a trajectory is the recorded run of this catalogue name."""
     return trajectory.attrs["key"] == catalogue.find(name).experiment.key and trajectory.attrs["source"] == "recorded"
+
+
+def behind(trajectory: xr.Dataset, name: str) -> Behind | None:
+    """What is drawn behind a run with other settings: that on record, with its perturbed forks; else None."""
+    found = None if is_canonical(trajectory, name) else on_record(name)
+    if found is None:
+        return None
+    base, forks = catalogue.find(name).experiment.key, []
+    for entry in catalogue.catalogue().values():
+        e = entry.experiment
+        if e.fork and e.fork["of"] == base and e.fork["size"] != "0" and not (e.decay or e.project):
+            forks.append(on_record(entry.name, entry))
+    return Behind(found, tuple(fork for fork in forks if fork is not None))
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -110,7 +110,9 @@ def notebook(tmp_path, *sources, name="demo"):
 
 def test_scrub_leaves_no_path_of_the_machine(tmp_path):
     text = json.dumps({
-        "metadata": {"papermill": {"input_path": f"{tmp_path}/x.ipynb", "duration": 2.34}, "kernelspec": {"name": "python3"}},
+        "metadata": {
+            "papermill": {"input_path": f"{tmp_path}/x.ipynb", "duration": 2.34}, "kernelspec": {"name": "python3"},
+        },
         "cells": [{
             "metadata": {"papermill": {"duration": 1}, "tags": ["a"]},
             "outputs": [{"text": f"{tmp_path}/eos_utils/x.py:1: Warning in {Path.home()}/data"}],

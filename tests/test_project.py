@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from eos_utils import launch
+from eos_utils import claims, launch
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -287,3 +287,19 @@ def test_notebook_is_stripped_and_parameterised(path):
 def test_notebook_has_live_smoke_parameters(path):
     smoke = yaml.safe_load(read(f"notebooks/params/{path.stem}.smoke.yaml"))
     assert smoke["source"] == "live"
+
+
+def test_a_dispute_asks_for_what_its_answer_needs():
+    template = yaml.safe_load(read(".github/ISSUE_TEMPLATE/dispute.yml"))
+    assert {"name", "description", "body"} <= template.keys()
+    fields = {part["id"]: part for part in template["body"] if part["type"] != "markdown"}
+    kinds = {"input", "textarea", "dropdown", "checkboxes"}
+    assert all(part["type"] in kinds and part["attributes"]["label"] for part in fields.values())
+    required = {name for name, part in fields.items() if part.get("validations", {}).get("required")}
+    assert required == {"claim", "what", "evidence"}
+    known = [c["id"] for c in claims.claims(ROOT)]
+    assert fields["claim"]["attributes"]["placeholder"] in known
+    page = read("book/rerun.md")
+    assert "Rerun, change, refute" in template["body"][0]["attributes"]["value"] and "# Rerun, change, refute" in page
+    for option in fields["what"]["attributes"]["options"]:
+        assert f"| {option} |" in page, option
