@@ -94,6 +94,7 @@ format: $(READY)  ## put source and notebooks in order: ruff, nbstripout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/nbstripout notebooks/*.ipynb
+	$(BIN)/python -m eos_utils.launch
 
 status: $(READY)  ## which recorded runs are fresh, unverified, stale or missing, and why
 	$(BIN)/eos status

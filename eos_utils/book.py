@@ -268,10 +268,16 @@ def staged_config(text: str) -> str:
 
 
 def scrub(notebook: dict[str, Any], root: Path) -> str:
-    """An executed notebook without papermill's bookkeeping and without paths of this machine."""
+    """An executed notebook without papermill's bookkeeping and without paths of this machine.
+
+    Of the former the seconds that it took remain, which its page tells.
+    """
+    took = notebook["metadata"].get("papermill", {}).get("duration")
     for part in [notebook, *notebook["cells"]]:
         part["metadata"].pop("papermill", None)
         part["metadata"].pop("execution", None)
+    if took:
+        notebook["metadata"]["eos_seconds"] = round(took, 1)
     out = json.dumps(notebook, ensure_ascii=False, indent=1)
     for path, name in ((root, "."), (Path(sys.prefix), "<python>"), (Path.home(), "~")):
         if len(path.parts) > 1:  # never the root of the file system

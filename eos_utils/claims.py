@@ -17,20 +17,20 @@ import math
 import operator
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import yaml
 
-from eos_utils.catalogue import Entry, catalogue
+from eos_utils.catalogue import catalogue
 from eos_utils.eos_stats import bootstrap
-from eos_utils.experiment import as_two_over, rational
 from eos_utils.fg_theory import Tested
 from eos_utils.registry import CHECKS, GROUPED, STATISTICS
 from eos_utils.store import Store, StoreError
 from eos_utils.store import root as default_root
+from eos_utils.wording import scope
 
 CLAIM_FIELDS = ("id", "item", "paper", "place", "kind", "statement", "notebook", "rule", "amended")
 RULE_FIELDS = (
@@ -171,31 +171,6 @@ def rule_hash(rule: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _listed(values: Iterable[Any]) -> str:
-    """The distinct values in words, in their order: 'a, b and c'."""
-    words = [str(v) for v in dict.fromkeys(values)]
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def scope(entries: list[Entry]) -> str:
-    """In words, what a claim was tested on."""
-    if not entries:
-        return ""
-    runs = [e.experiment for e in entries]
-    seeds, widths = sorted({e.seed for e in runs}), sorted({e.width for e in runs})
-    depths = sorted({e.depth for e in runs})
-    inputs = {"center": "centered", "standardize": "standardized", "scale": "scaled"}
-    outputs = {True: "ten outputs", False: "one output"}
-    return (
-        f"{_listed(e.dataset.upper().replace('CIFAR10', 'CIFAR-10') for e in runs)}, "
-        f"n = {_listed(f'{e.n:,}' for e in runs)}, {_listed(inputs[e.preprocessing] for e in runs)} inputs, "
-        f"{_listed(e.activation for e in runs)} network of depth {_listed(depths)} and width {_listed(widths)}, "
-        f"{_listed(outputs[e.labels == 'onehot'] for e in runs)}, {_listed(e.loss for e in runs)}, "
-        f"η = {_listed(as_two_over(rational(e.eta)) for e in runs)}, seed{'s' if len(seeds) > 1 else ''} "
-        + (f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 else _listed(seeds))
-    )
-
-
 def _largest(statistic: Callable[..., float]) -> Callable[..., float]:
     """Of a statistic of one run, the largest over the runs of a seed."""
     return lambda mine, others, **arguments: float(np.max([statistic(run, **arguments) for run in mine]))
@@ -218,13 +193,21 @@ def measure(names: list[str], rule: dict[str, Any], root: pathlib.Path) -> dict[
         if status.state == "stale":
             raise StoreError(f"{name} is stale ({status.why}); `eos record {name}` computes it again")
         loaded[name] = _load(str(store.folder), key, store.manifest(key)["sha256"])
+    return applied(rule, loaded, {name: runs[name].experiment.seed for name in names})
+
+
+def applied(rule: dict[str, Any], loaded: dict[str, Any], seeds: dict[str, int]) -> dict[str, float]:
+    """The statistic of a rule on runs at hand, by name; with ``by: seed`` on the seeds of which every run is there.
+
+    ``seeds``: of every run that the rule names, in its order.
+    """
     arguments = rule.get("arguments", {})
     if not rule.get("by"):
         return {name: STATISTICS[rule["statistic"]](run, **arguments) for name, run in loaded.items()}
     # Only seeds of which every run is there; the order of a seed's runs is that of the rule.
     of_seed: dict[int, list[str]] = {}
-    for name in names:
-        of_seed.setdefault(runs[name].experiment.seed, []).append(name)
+    for name, seed in seeds.items():
+        of_seed.setdefault(seed, []).append(name)
     whole = {seed: group for seed, group in of_seed.items() if all(name in loaded for name in group)}
     function = GROUPED.get(rule["statistic"]) or _largest(STATISTICS[rule["statistic"]])
     return {
@@ -237,6 +220,12 @@ def measure(names: list[str], rule: dict[str, Any], root: pathlib.Path) -> dict[
     }
 
 
+def outcomes_of(claim: dict[str, Any]) -> Sequence[str]:
+    """What acceptance and what rejection by a claim's rule are called."""
+    usual = OUTCOMES if claim["kind"] == "mathematical" else ("reproduced", "not reproduced")
+    return claim["rule"].get("outcomes", usual)
+
+
 def evaluate(claim: dict[str, Any], root: pathlib.Path | None = None) -> dict[str, Any]:
     """The verdict on one claim from the results in the repository."""
     root = root or default_root()
@@ -246,27 +235,34 @@ def evaluate(claim: dict[str, Any], root: pathlib.Path | None = None) -> dict[st
         return {**verdict, "scope": "", "rule_hash": None}
     if claim["kind"] == "mathematical" and "experiments" not in rule:
         return {**verdict, **_tested(rule), "rule_hash": rule_hash(rule)}
-    outcomes = rule.get("outcomes", ("reproduced", "not reproduced") if claim["kind"] == "empirical" else OUTCOMES)
+    outcomes = outcomes_of(claim)
     runs = catalogue(root / "experiments")
     verdict.update(scope=scope([runs[name] for name in rule["experiments"]]), rule_hash=rule_hash(rule))
     values = measure(rule["experiments"], rule, root)
     if len(values) < rule.get("min_runs", 5):
         return verdict
-    numbers = np.array(list(values.values()))
-    # A run in which the statistic is not defined (say, that never enters EoS) supports nothing.
-    low, high = bootstrap(numbers) if not np.isnan(numbers).any() else (math.nan, math.nan)
-    verdict["as_printed"] = judge((low, high), rule, 1.0, outcomes)
-    verdict["fragile"] = _fragile((low, high), rule, outcomes)
-    verdict["statistic"] = {
-        "value": _or_none(float(numbers.mean())),
-        "unit": rule.get("unit", "1"),
-        "interval": [_or_none(low), _or_none(high)],
-        "runs": {name: _or_none(value) for name, value in values.items()},
-    }
+    verdict.update(judged(values, rule, outcomes))
     forks = measure(rule.get("forks", []), rule, root)
     if forks:
         verdict["statistic"]["forks"] = {name: _or_none(value) for name, value in forks.items()}
     return verdict
+
+
+def judged(values: dict[str, float], rule: dict[str, Any], outcomes: Sequence[str]) -> dict[str, Any]:
+    """What a rule gives on the values of its runs: verdict as printed, whether it is fragile, statistic."""
+    numbers = np.array(list(values.values()))
+    # A run in which the statistic is not defined (say, that never enters EoS) supports nothing.
+    low, high = bootstrap(numbers) if not np.isnan(numbers).any() else (math.nan, math.nan)
+    return {
+        "as_printed": judge((low, high), rule, 1.0, outcomes),
+        "fragile": _fragile((low, high), rule, outcomes),
+        "statistic": {
+            "value": _or_none(float(numbers.mean())),
+            "unit": rule.get("unit", "1"),
+            "interval": [_or_none(low), _or_none(high)],
+            "runs": {name: _or_none(value) for name, value in values.items()},
+        },
+    }
 
 
 def _fragile(ends: tuple[float, ...], rule: dict[str, Any], outcomes: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""``eos``: list, status, record, adopt, sweep, verify, run, smoke, claims, book, pdf, check, faults, archive."""
+"""``eos``: what the command line does, from `list` to `archive`; `eos --help` lists it."""
 
 from __future__ import annotations
 
@@ -163,6 +163,18 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _refute(arguments: argparse.Namespace) -> int:
+    from eos_utils.refute import refute
+
+    source = "live" if arguments.fresh else "auto"
+    how = {"source": source, "device": arguments.device, "first": arguments.first}
+    text = refute(arguments.claim, _given(arguments.parameter), **how)
+    out = pathlib.Path(arguments.output or f"refute-{arguments.claim}.md")
+    out.write_text(text, encoding="utf-8")
+    print(f"{text}\n{out}")
+    return 0
+
+
 def _smoke(arguments: argparse.Namespace) -> int:
     from concurrent.futures import ThreadPoolExecutor
 
@@ -295,6 +307,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
     sub.add_argument("--fresh", action="store_true", help="compute, whatever is on record")
     sub.add_argument("-o", "--output", help="where the executed notebook goes (default: NOTEBOOK.out.ipynb)")
+    sub = add("refute", _refute, "apply a claim's rule with other settings, and write a report against the claim")
+    sub.add_argument("claim")
+    sub.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+    sub.add_argument("--fresh", action="store_true", help="compute, whatever is on record")
+    sub.add_argument("--first", type=int, metavar="N", help="only the first N of the runs that the rule names")
+    sub.add_argument("--device", default="auto")
+    sub.add_argument("-o", "--output", help="where the report goes (default: refute-CLAIM.md)")
     sub = add("smoke", _smoke, "run every notebook live with its small parameters")
     sub.add_argument("--jobs", type=int, default=2, help="notebooks executed at a time, each with one thread")
     sub = add("claims", _claims, "the verdicts on record")

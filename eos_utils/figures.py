@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from eos_utils.behind import Behind
     from eos_utils.bench_results import AgainstDense, Outside
 
 THEMES = {
@@ -136,7 +137,7 @@ def shades(count: int) -> list[Any]:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a panel. ``kind``: 'line', 'dashed', 'dotted', 'points' (small dots) or 'marked' (dots on a line).
+    """Of a panel. ``kind``: 'line', 'dashed', 'dotted', 'points', 'marked' (line and dots), 'band' (y has two rows).
 
     ``tone``: 0 strong to 1 faint among the shades of the page, None for the colour of what is context.
     """
@@ -208,18 +209,24 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+def _draw(axis: Axes, curve: Curve) -> None:
+    colour = muted() if curve.tone is None else shades(101)[round(100 * curve.tone)]
+    if curve.kind == "band":
+        axis.fill_between(curve.x, *curve.y, color=colour, alpha=0.2, linewidth=0, label=curve.label or None)
+    else:
+        axis.plot(curve.x, curve.y, color=colour, label=curve.label or None, **KINDS[curve.kind])
+
+
 def panels(*shown: Panel, columns: int = 1, height: float = 2.5, sharex: bool = False) -> Figure:
     """Panels in rows of ``columns``, each ``height`` inches tall: the figure of every page without one of its own."""
     rows = -(-len(shown) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(5.6, height * rows + 0.2), sharex=sharex or False, squeeze=False
     )
-    tones = shades(101)
     for axis, panel in zip(axes.flat, shown, strict=False):
         _shade(axis, panel.spans)
         for curve in panel.curves:
-            colour = muted() if curve.tone is None else tones[round(100 * curve.tone)]
-            axis.plot(curve.x, curve.y, color=colour, label=curve.label or None, **KINDS[curve.kind])
+            _draw(axis, curve)
         if panel.level is not None:
             edge(axis, panel.level, panel.level_label)
         for step in panel.marks:
@@ -263,30 +270,24 @@ def _mark_entry(axis: Axes, run: xr.Dataset) -> None:
     step = entry_step(run)
     if not np.isnan(step):
         axis.axvline(step, color=muted(), linewidth=0.8, linestyle=":")
-        axis.annotate(
-            "λ₁ enters",
-            (step, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(-4, -3),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            fontsize=9,
-        )
+        beside: dict[str, Any] = {"xytext": (-4, -3), "textcoords": "offset points", "ha": "right", "va": "top"}
+        axis.annotate("λ₁ enters", (step, 1), xycoords=("data", "axes fraction"), fontsize=9, **beside)
 
 
-def sharpness_and_loss(run: xr.Dataset, k: int = 5, overlay: xr.Dataset | None = None) -> Figure:
+def sharpness_and_loss(run: xr.Dataset, k: int = 5, behind: Behind | None = None) -> Figure:
     """Two panels over the step: the top k eigenvalues with 2/η and their bounds, and the loss.
 
-    ``overlay``: another run (the one on record), drawn faintly behind for comparison.
+    ``behind``: the run on record, for comparison.
     """
     k = min(k, run.sizes["eig"])
     figure, (above, below) = plt.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     threshold = 2 / run["eta"].values[0]
     step = run["measured"].values
-    if overlay is not None:
-        above.plot(overlay["measured"], overlay["eigenvalue"][:, 0], color=muted(), alpha=0.5, label="λ₁ on record")
-        below.plot(overlay["step"], overlay["loss"], color=muted(), alpha=0.5)
+    if behind is not None:
+        for curve in behind.curves(lambda r: (r["measured"].values, r["eigenvalue"].values[:, 0]), "λ₁"):
+            _draw(above, curve)
+        for curve in behind.curves(lambda r: (r["step"].values, r["loss"].values)):
+            _draw(below, curve)
     for i, colour in reversed(list(enumerate(shades(k)))):
         low, high = run["eigenvalue"].values[:, i], run["upper"].values[:, i]
         finite = np.isfinite(high)

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from eos_utils import catalogue, claims, registry, store
+from eos_utils.behind import Behind
 from eos_utils.eos_stats import entry_step, scaled
 from eos_utils.experiment import Experiment, Measure, as_two_over, rational, subscript
 from eos_utils.run import git_state, run, versions
@@ -150,6 +151,19 @@ def is_canonical(trajectory: xr.Dataset, name: str) -> bool:
     return trajectory.attrs["key"] == catalogue.find(name).experiment.key and trajectory.attrs["source"] == "recorded"
 
 
+def behind(trajectory: xr.Dataset, name: str) -> Behind | None:
+    """What is drawn behind a run with other settings: that on record, with its perturbed forks; else None."""
+    found = None if is_canonical(trajectory, name) else on_record(name)
+    if found is None:
+        return None
+    base, forks = catalogue.find(name).experiment.key, []
+    for entry in catalogue.catalogue().values():
+        e = entry.experiment
+        if e.fork and e.fork["of"] == base and e.fork["size"] != "0" and not (e.decay or e.project):
+            forks.append(on_record(entry.name, entry))
+    return Behind(found, tuple(fork for fork in forks if fork is not None))
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A number to a few significant digits; a dash for none.
 
@@ -271,12 +285,14 @@ def _executed() -> str:
     return f"executed at commit {here['commit']}{dirty}, with " + ", ".join(f"{k} {v}" for k, v in versions().items())
 
 
-def _origin(facts: dict[str, str], command: str) -> Any:
+def _origin(facts: dict[str, str], command: str, key: str = "") -> Any:
+    """``key``: of the record shown, which the box below the provenance offers for download."""
     from IPython.display import HTML
 
+    shown = f' data-eos-run="{key}"' if key else ""
     listed = "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items())
     return HTML(
-        f'<details class="eos-provenance"><summary>Where these numbers come from</summary><dl>{listed}'
+        f'<details class="eos-provenance"{shown}><summary>Where these numbers come from</summary><dl>{listed}'
         f"<dt>Compute it again</dt><dd><code>{html.escape(command)}</code></dd></dl></details>"
     )
 
@@ -336,7 +352,8 @@ def provenance(notebook: str, p: SimpleNamespace, trajectory: xr.Dataset) -> Any
         f"{origin['evaluations']:,} evaluations, {origin['products']:,} Hessian-vector products",
         "This page": _executed(),
     }
-    return _origin(facts, f"papermill notebooks/{notebook}.ipynb out.ipynb -p source live {given}")
+    key = trajectory.attrs["key"] if trajectory.attrs["source"] == "recorded" else ""
+    return _origin(facts, f"papermill notebooks/{notebook}.ipynb out.ipynb -p source live {given}", key)
 
 
 def table(label: str, header: list[str], rows: list[list[str]]) -> Any:

@@ -17,6 +17,8 @@ from eos_utils.store import Store
 if TYPE_CHECKING:
     import xarray as xr
 
+    from eos_utils.behind import Behind
+
 Table = tuple[list[str], list[list[str]]]
 Groups = Mapping[str, Sequence["xr.Dataset"]]
 SEEDS = tuple(range(100, 105))
@@ -85,15 +87,21 @@ def spans(run: xr.Dataset, begin: int = 0, end: int | None = None, **rules: Any)
     return [(a, b, NAMES[label]) for a, b, label in cut if a < b]
 
 
-def phase_panels(run: xr.Dataset, title: str = "", begin: int = 0, end: int | None = None) -> list[Panel]:
-    """The sharpness in units of 2/η, and the loss, over the step, with the phases shaded."""
+def phase_panels(
+    run: xr.Dataset, title: str = "", begin: int = 0, end: int | None = None, behind: Behind | None = None
+) -> list[Panel]:
+    """The sharpness in units of 2/η, and the loss, over the step, phases shaded; ``behind``: what is on record."""
     steps = run["observed"].values
     inside = (steps >= begin) & (steps <= (steps[-1] if end is None else end))
     shaded, x = spans(run, begin, end), steps[inside]
     above, below = Curve(x, phases.scaled(run)[inside]), Curve(x, phases.losses(run)[inside])
+    known: list[list[Curve]] = [[], []]
+    if behind is not None:
+        known[0] = behind.curves(lambda r: (r["observed"].values, phases.scaled(r)))
+        known[1] = behind.curves(lambda r: (r["observed"].values, phases.losses(r)), "loss")
     return [
-        Panel([above], "Λ · η/2", "", title, level=1.0, level_label="", spans=shaded, legend="none"),
-        Panel([below], "loss", "step", log="y", spans=shaded, legend="best", legend_columns=2),
+        Panel([*known[0], above], "Λ · η/2", "", title, level=1.0, level_label="", spans=shaded, legend="none"),
+        Panel([*known[1], below], "loss", "step", log="y", spans=shaded, legend="best", legend_columns=2),
     ]
 
 

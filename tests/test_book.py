@@ -170,14 +170,17 @@ def notebook(tmp_path, *sources, name="demo"):
 
 def test_scrub_leaves_no_path_of_the_machine(tmp_path):
     executed = {
-        "metadata": {"papermill": {"input_path": f"{tmp_path}/x.ipynb"}, "kernelspec": {"name": "python3"}},
+        "metadata": {
+            "papermill": {"input_path": f"{tmp_path}/x.ipynb", "duration": 2.34}, "kernelspec": {"name": "python3"},
+        },
         "cells": [{
             "metadata": {"papermill": {"duration": 1}, "tags": ["a"]},
             "outputs": [{"text": f"{tmp_path}/eos_utils/x.py:1: Warning in {Path.home()}/data"}],
         }],
     }  # fmt: skip
     clean = json.loads(book.scrub(executed, tmp_path))
-    assert clean["metadata"] == {"kernelspec": {"name": "python3"}} and clean["cells"][0]["metadata"] == {"tags": ["a"]}
+    assert clean["metadata"] == {"kernelspec": {"name": "python3"}, "eos_seconds": 2.3}
+    assert clean["cells"][0]["metadata"] == {"tags": ["a"]}
     assert clean["cells"][0]["outputs"][0]["text"] == "./eos_utils/x.py:1: Warning in ~/data"
 
 

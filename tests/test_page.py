@@ -6,7 +6,7 @@ import types
 import pytest
 import yaml
 
-from eos_utils import claims, page
+from eos_utils import claims, figures, page
 from eos_utils.catalogue import find
 from eos_utils.run import compute
 from eos_utils.store import Store, StoreError
@@ -187,3 +187,39 @@ def test_claims_about_recorded_runs_and_live_checks_share_a_page(recorded):
     assert "20 cases, live" in live[1] and "the same with signs" in live[1] and live[2] == "–"
     assert live[3] == "counterexamplecorrected: holds on everything tested"
     assert "of 2/η" in measured[1] and "[" in measured[1] and measured[3].startswith("reproduced")
+
+
+FORKS = """
+chaos{fork_seed}:
+  for: {fork_seed: [1, 2]}
+  experiment: {steps: 20, fork: {of: base, at: 20, size: 1e-2}}
+  measure: {k: 2, stride: 3}
+"""
+
+
+def test_behind_a_rerun_is_the_record_with_the_band_of_its_forks(recorded):
+    (recorded / "experiments" / "b.yaml").write_text(FORKS)
+    entries = {name: find(name) for name in ("chaos1", "chaos2")}
+    forks = {}
+    for name, entry in entries.items():
+        forks[name], provenance = compute(entry.experiment, entry.measure, progress=False)
+        Store().save(entry.experiment.key, forks[name], {"name": name, **provenance})
+    base = page.on_record("base")
+    assert page.behind(base, "base") is None  # the record itself needs nothing behind it
+    other = page.trajectory(parameters(steps=9, stride=3, width=9))
+    behind = page.behind(other, "base")
+    assert behind.run.attrs["key"] == base.attrs["key"] and len(behind.forks) == 2  # not the one that decays
+    steps, (low, high) = behind.band(lambda r: (r["step"].values, r["loss"].values))
+    losses = [r["loss"].sel(step=slice(20, 40)).values for r in (base, *forks.values())]
+    assert steps.tolist() == list(range(20, 41)) and (low < high)[0]
+    assert low.tolist() == [min(x) for x in zip(*losses, strict=True)]
+    assert high.tolist() == [max(x) for x in zip(*losses, strict=True)]
+    band, line = behind.curves(lambda r: (r["measured"].values, r["eigenvalue"].values[:, 0]), "λ₁")
+    assert (band.kind, line.label) == ("band", "λ₁ on record") and len(line.x) == base.sizes["measured"]
+    above, below = figures.sharpness_and_loss(other, k=2, behind=behind).axes
+    assert {"λ₁ on record", "its 2 forks"} <= set(above.get_legend_handles_labels()[1])
+    assert len(below.collections) == 1 and line.y.tolist() in [list(x.get_ydata()) for x in above.lines]
+    for entry in entries.values():
+        Store().manifest_path(entry.experiment.key).unlink()
+    (alone,) = page.behind(other, "base").curves(lambda r: (r["step"].values, r["loss"].values))
+    assert alone.kind == "line"

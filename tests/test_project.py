@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from eos_utils import claims, launch
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -158,6 +161,19 @@ def test_one_version():
     assert "## [Unreleased]" in read("CHANGELOG.md") or f"## [{PROJECT['version']}]" in read("CHANGELOG.md")
 
 
+def test_binder_takes_the_pinned_pair_and_this_package():
+    script = read(".binder/postBuild")
+    assert (ROOT / ".binder/postBuild").stat().st_mode & 0o111 and script.startswith("#!/bin/bash\n")
+    (pair,) = re.findall(r"^pair=\$\((.+)\)$", script, flags=re.M)
+    command = shlex.split(pair)
+    told = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert told.split() == PYPROJECT["tool"]["eos"]["torch"]
+    assert "--editable '.[book]'" in script
+    python = read(".binder/runtime.txt").strip().removeprefix("python-")
+    assert Version(f"{python}.0") in SpecifierSet(PROJECT["requires-python"])
+    subprocess.run(["bash", "-n", ROOT / ".binder/postBuild"], check=True)
+
+
 # --- commands -------------------------------------------------------------------------------------
 
 
@@ -255,7 +271,9 @@ def test_notebook_is_stripped_and_parameterised(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
     kernel = notebook["metadata"]["kernelspec"]
     assert (kernel["name"], kernel["language"]) == ("python3", "python")
-    code = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+    assert launch.settled(notebook, *launch.repository(ROOT)) == notebook, "make format"
+    of_its_own = launch.settled(notebook, "", "")["cells"]
+    code = [c for c in of_its_own if c["cell_type"] == "code"]
     assert [c for c in code if c["outputs"] or c["execution_count"] is not None] == []
     tagged = [i for i, c in enumerate(code) if "parameters" in c["metadata"].get("tags", [])]
     assert tagged == [0], "the first code cell, and only that, is tagged parameters"
@@ -269,3 +287,19 @@ def test_notebook_is_stripped_and_parameterised(path):
 def test_notebook_has_live_smoke_parameters(path):
     smoke = yaml.safe_load(read(f"notebooks/params/{path.stem}.smoke.yaml"))
     assert smoke["source"] == "live"
+
+
+def test_a_dispute_asks_for_what_its_answer_needs():
+    template = yaml.safe_load(read(".github/ISSUE_TEMPLATE/dispute.yml"))
+    assert {"name", "description", "body"} <= template.keys()
+    fields = {part["id"]: part for part in template["body"] if part["type"] != "markdown"}
+    kinds = {"input", "textarea", "dropdown", "checkboxes"}
+    assert all(part["type"] in kinds and part["attributes"]["label"] for part in fields.values())
+    required = {name for name, part in fields.items() if part.get("validations", {}).get("required")}
+    assert required == {"claim", "what", "evidence"}
+    known = [c["id"] for c in claims.claims(ROOT)]
+    assert fields["claim"]["attributes"]["placeholder"] in known
+    page = read("book/rerun.md")
+    assert "Rerun, change, refute" in template["body"][0]["attributes"]["value"] and "# Rerun, change, refute" in page
+    for option in fields["what"]["attributes"]["options"]:
+        assert f"| {option} |" in page, option

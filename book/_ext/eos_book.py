@@ -29,6 +29,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from eos_utils import bench_results
 from eos_utils import claims as ledgers
+from eos_utils.wording import listed, rule_in_words
 
 # Verdict -> colour class and a mark, so that no verdict is told by its colour alone.
 VERDICTS = {
@@ -164,33 +165,6 @@ def measured(statistic: dict | None) -> str:
     if spread:
         out += f"; forks of one run: {number(min(spread))} to {number(max(spread))}"
     return out
-
-
-def rule_in_words(rule: dict | None) -> str:
-    """What is measured (the first sentence of the statistic's docstring), what accepts, what rejects."""
-    if not rule:
-        return ""
-    if "reading" in rule:
-        return "a reading of the text; nothing is computed"
-    known = {**ledgers.STATISTICS, **ledgers.GROUPED, **ledgers.CHECKS}
-    statistic = known.get(rule["statistic"])
-    what = ((statistic and statistic.__doc__) or rule["statistic"]).strip().split("\n\n")[0]
-    out = re.sub(r"``?([^`]*)``?", r"\1", " ".join(what.split())).rstrip(".")
-    if rule.get("arguments"):
-        out += f" ({listed(rule['arguments'])})"
-    yes, no = rule.get("outcomes", ("Accepted", "rejected"))
-    out += f". {yes[0].upper()}{yes[1:]} if {rule['accept_if']}, {no} if {rule['reject_if']}, else inconclusive"
-    if "experiments" not in rule:
-        return f"{out}."
-    runs = rule.get("min_runs", 5)
-    return f"{out}; at least {runs} run" + ("s." if runs != 1 else ".")
-
-
-def listed(value) -> str:
-    """A list, or a dictionary, or a word as one line."""
-    if isinstance(value, dict):
-        return "; ".join(f"{k}: {listed(v)}" for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
 
 
 def runs_listed(names: list[str]) -> str:

@@ -1,0 +1,63 @@
+"""A claim in words: what its rule measures, and on which runs it was tested."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from eos_utils.catalogue import Entry
+from eos_utils.experiment import as_two_over, rational
+from eos_utils.registry import CHECKS, GROUPED, STATISTICS
+
+
+def _listed(values: Iterable[Any]) -> str:
+    """The distinct values in words, in their order: 'a, b and c'."""
+    words = [str(v) for v in dict.fromkeys(values)]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def scope(entries: list[Entry]) -> str:
+    """In words, what a claim was tested on."""
+    if not entries:
+        return ""
+    runs = [e.experiment for e in entries]
+    seeds, widths = sorted({e.seed for e in runs}), sorted({e.width for e in runs})
+    depths = sorted({e.depth for e in runs})
+    inputs = {"center": "centered", "standardize": "standardized", "scale": "scaled"}
+    outputs = {True: "ten outputs", False: "one output"}
+    return (
+        f"{_listed(e.dataset.upper().replace('CIFAR10', 'CIFAR-10') for e in runs)}, "
+        f"n = {_listed(f'{e.n:,}' for e in runs)}, {_listed(inputs[e.preprocessing] for e in runs)} inputs, "
+        f"{_listed(e.activation for e in runs)} network of depth {_listed(depths)} and width {_listed(widths)}, "
+        f"{_listed(outputs[e.labels == 'onehot'] for e in runs)}, {_listed(e.loss for e in runs)}, "
+        f"η = {_listed(as_two_over(rational(e.eta)) for e in runs)}, seed{'s' if len(seeds) > 1 else ''} "
+        + (f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 else _listed(seeds))
+    )
+
+
+def rule_in_words(rule: dict[str, Any] | None) -> str:
+    """What is measured (the first sentence of the statistic's docstring), what accepts, what rejects."""
+    if not rule:
+        return ""
+    if "reading" in rule:
+        return "a reading of the text; nothing is computed"
+    known = {**STATISTICS, **GROUPED, **CHECKS}
+    statistic = known.get(rule["statistic"])
+    what = ((statistic and statistic.__doc__) or rule["statistic"]).strip().split("\n\n")[0]
+    out = re.sub(r"``?([^`]*)``?", r"\1", " ".join(what.split())).rstrip(".")
+    if rule.get("arguments"):
+        out += f" ({listed(rule['arguments'])})"
+    yes, no = rule.get("outcomes", ("Accepted", "rejected"))
+    out += f". {yes[0].upper()}{yes[1:]} if {rule['accept_if']}, {no} if {rule['reject_if']}, else inconclusive"
+    if "experiments" not in rule:
+        return f"{out}."
+    runs = rule.get("min_runs", 5)
+    return f"{out}; at least {runs} run" + ("s." if runs != 1 else ".")
+
+
+def listed(value: Any) -> str:
+    """A list, or a dictionary, or a word as one line."""
+    if isinstance(value, dict):
+        return "; ".join(f"{k}: {listed(v)}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
