@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from eos_utils.cli import notebooks
 from eos_utils.run import versions
 from eos_utils.store import root
 from faults import Scenario, bad_parameters, faulty, flips, hostile, kills, places
@@ -74,7 +75,8 @@ def main() -> int:
         for outcome, times in happened.most_common():
             print(f"    {times:>6} {outcome}", flush=True)
         if happened:
-            row = {"done": scenario.done, "asked": scenario.full, "times": happened.total()}
+            asked = scenario.full * (len(notebooks()) if name == "parameters" else 1)  # for each notebook
+            row = {"done": scenario.done, "asked": asked, "times": happened.total()}
             rows[name] = row | {"happened": dict(happened.most_common()), "faults": faulty(happened)}
             write(chosen.json, rows)
     print(f"{failed} outcomes that must not be")
