@@ -24,8 +24,7 @@ pinned = $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.to
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help book test setup lint types unit smoke claims check browser pdf format record verify status faults lock clean \
-	distclean
+.PHONY: help book test setup lint types unit smoke claims check browser pdf format record verify status faults lock clean distclean
 
 help:  ## this list
 	@echo "make book     the book, from nothing to _build/html/index.html"
