@@ -232,7 +232,7 @@ class Store:
         self.check_writable(key)
         dataset.attrs["key"] = key
         encoding = {
-            str(name): {"zlib": True, "complevel": 4}
+            str(name): {"zlib": True, "complevel": 9, "shuffle": True}
             for name, variable in dataset.variables.items()
             if variable.ndim and variable.dtype.kind in "fiu"
         }
