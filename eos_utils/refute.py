@@ -20,7 +20,7 @@ import yaml
 
 from eos_utils import claims, store
 from eos_utils.catalogue import Entry, find
-from eos_utils.experiment import Experiment, Measure
+from eos_utils.experiment import Experiment, Measure, as_two_over, rational
 from eos_utils.page import number
 from eos_utils.registry import CHECKS
 from eos_utils.run import git_state, run, versions
@@ -29,6 +29,7 @@ from eos_utils.wording import listed, rule_in_words
 if TYPE_CHECKING:
     import xarray as xr
 
+CHECK = "the check"  # what stands for the runs of a rule that has none
 # Of a run that continues another one, only what comes after its start can be changed.
 OF_A_FORK = ("steps", "stop_accuracy", "stop_loss", "decay", "project")
 
@@ -120,11 +121,16 @@ def _differences(pairs: Iterable[tuple[Entry, tuple[Experiment, Measure]]]) -> l
     for entry, (experiment, measure) in pairs:
         for then, now in ((entry.experiment, experiment), (entry.measure, measure)):
             for field in dataclasses.fields(then):
-                old, new = str(getattr(then, field.name)), str(getattr(now, field.name))
+                old, new = (_written(field.name, getattr(part, field.name)) for part in (then, now))
                 if old != new:
                     for values, value in zip(found.setdefault(field.name, ([], [])), (old, new), strict=True):
                         values.append(value)
     return [(name, ", ".join(dict.fromkeys(old)), ", ".join(dict.fromkeys(new))) for name, (old, new) in found.items()]
+
+
+def _written(name: str, value: Any) -> str:
+    """A setting as the papers write it."""
+    return as_two_over(rational(value)) if name == "eta" else str(value)
 
 
 def _facts(loaded: dict[str, xr.Dataset]) -> list[str]:
@@ -153,7 +159,7 @@ def _checked(claim: dict[str, Any], given: dict[str, Any]) -> Rerun:
     gives = claims.judge((tested.value,), rule, 1.0, claims.outcomes_of(claim))
     changed = [(name, str(used[name]), str(value)) for name, value in given.items() if value != used[name]]
     statistic = {"value": tested.value, "unit": rule.get("unit", "1"), "trials": tested.trials}
-    return Rerun(changed, {"the check": tested.value}, gives, statistic, [f"{tested.trials:,} cases: {tested.on}"])
+    return Rerun(changed, {CHECK: tested.value}, gives, statistic, [f"{tested.trials:,} cases: {tested.on}"])
 
 
 # ---- the report ----------------------------------------------------------------------------------
@@ -176,7 +182,8 @@ def report(claim: dict[str, Any], found: Rerun, command: str) -> str:
     verdict, here = on_record.get("as_printed", "pending"), git_state()
     dirty = ", with uncommitted changes" if here["dirty"] else ""
     what = "these settings" if found.changed else "the registered settings"
-    then = (on_record.get("statistic") or {}).get("runs", {})
+    before = on_record.get("statistic") or {}
+    then = before.get("runs", {CHECK: before.get("value")})
     lines = [
         f"# Report against the claim `{claim['id']}`", "",
         f"> {' '.join(claim['statement'].split())}", "",

@@ -11,7 +11,7 @@ import yaml
 from eos_utils import claims, cli, refute
 from eos_utils.catalogue import find
 from eos_utils.fg_lemmas import CHECKS
-from eos_utils.page import experiment
+from eos_utils.page import experiment, number
 from eos_utils.parameters import convert, declared
 from eos_utils.run import compute
 from eos_utils.store import Store
@@ -65,7 +65,7 @@ def run(name, **given):
 
 def test_twice_the_step_size_doubles_the_statistic_and_turns_the_rule(toy):
     found = run("low", eta="2/25")
-    assert found.changed == [("eta", "1/25", "2/25")] and found.gives == "not reproduced"
+    assert found.changed == [("eta", "2/50", "2/25")] and found.gives == "not reproduced"
     assert found.values == {name: pytest.approx(2 * start, rel=1e-3) for name, start in toy.items()}
     assert found.statistic["value"] == pytest.approx(sum(toy.values()), rel=1e-3)
     assert [fact.split(":")[0] for fact in found.facts] == list(toy)
@@ -84,7 +84,7 @@ def test_the_report_states_the_claim_its_record_the_change_and_no_verdict(toy, t
     for part in (
         "# Report against the claim `low`", "> It starts | well below the edge.",
         "**reproduced**", f"mean {mean:.4g} [",
-        "| eta | 1/25 | 2/25 |", "Under these settings the rule gives **not reproduced**", f"mean {2 * mean:.4g} [",
+        "| eta | 2/50 | 2/25 |", "Under these settings the rule gives **not reproduced**", f"mean {2 * mean:.4g} [",
         "This is no verdict", "eos refute low -p eta=2/25", "torch ", "digits, SHA-256", "Section 4 asks for",
         claims.rule_hash(refute.claim_of("low")["rule"]), f"| toy100 | {toy['toy100']:.3g} | {2 * toy['toy100']:.3g} |",
     ):  # fmt: skip
@@ -102,7 +102,7 @@ def test_a_run_counts_once_and_too_few_runs_decide_nothing(toy):
     # Two step sizes become one, and two runs one and the same.
     claim["rule"]["experiments"] = ["toy100", "slow"]
     found = refute.rerun(claim, {"eta": "2/55"}, progress=False, device="cpu")
-    assert list(found.values) == ["toy100"] and found.changed == [("eta", "1/25, 1/30", "2/55")]
+    assert list(found.values) == ["toy100"] and found.changed == [("eta", "2/50, 2/60", "2/55")]
 
 
 @pytest.mark.parametrize(("name", "given", "message"), [
@@ -127,7 +127,9 @@ def test_the_check_of_a_lemma_with_other_arguments():
     claim = next(c for c in of_page if "trials" in c["rule"].get("arguments", {}))
     text = refute.refute(claim["id"], {"trials": "50"})
     tested = CHECKS[claim["rule"]["statistic"]](**{**claim["rule"].get("arguments", {}), "trials": 50})
+    recorded = claims.on_record(pathlib.Path(__file__).resolve().parents[1])[claim["id"]]["statistic"]["value"]
     assert f"{tested.trials:,} cases" in text and "| trials | " in text
+    assert f"| the check | {number(recorded)} | {number(tested.value)} |" in text
     expected = claims.judge((tested.value,), claim["rule"], 1.0, claims.outcomes_of(claim))
     assert f"Under these settings the rule gives **{expected}**" in text
     with pytest.raises(ValueError, match="no argument of the check"):

@@ -1,6 +1,7 @@
 """The Gram matrix and the residual along a run, against explicit Jacobians and eigh at every step."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -177,7 +178,7 @@ def test_records_know_the_code_that_observed_them(own_root, observed):
 def test_a_replay_compares_the_observed_sharpness(own_root, observed):
     run, *_ = observed
     records, entry = store.Store(), catalogue.Entry("tiny", TINY, Measure(k=1, stride=5, gram=4), 0, "")
-    provenance = {"name": "tiny", "data": {"sha256": TINY.dataset_loaded().sha256}}
+    provenance = {"name": "tiny", **json.loads(run.attrs["provenance"])}
     records.save(TINY.key, run.copy(), provenance)
     assert all(found.agrees for found in verify.replay(entry))
     moved = run.copy(deep=True)

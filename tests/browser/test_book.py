@@ -8,12 +8,15 @@ import json
 import os
 import pathlib
 import shutil
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import pytest
 
 from eos_utils import fg_blocks as blocks
 from eos_utils import lab
+from eos_utils.parameters import declared
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
@@ -200,6 +203,26 @@ def test_the_laboratory_computes_what_python_does(browser):
     assert page.get_by_role("button", name="Run").is_visible()
     page.get_by_role("button", name="Back to the start").click()
     assert page.locator(".lab-told").inner_text().startswith("Step 0:")
+    assert not watch.problems, watch.problems
+    watch.context.close()
+
+
+@pytest.mark.parametrize("name, runs", [("fg_fig1_top_eigenvalues", 1), ("fg_theorem_3_1", 0)])
+def test_a_page_says_how_to_rerun_it(browser, name, runs):
+    watch = Watch(browser, "light", 390)
+    box = watch.open(f"notebooks/{name}.html").locator(".eos-rerun")
+    given = declared(ROOT / "notebooks" / f"{name}.ipynb")
+    assert f"eos run {name} -p {given[0].name}=" in box.locator("pre").inner_text()
+    first = box.locator("tbody tr").first
+    assert not first.is_visible()
+    box.locator("summary").click()
+    assert first.is_visible() and box.locator("tbody tr").count() == len(given)
+    links = box.locator("a[download]").evaluate_all("all => all.map(a => a.href)")
+    files = [pathlib.Path(url2pathname(urlsplit(link).path)) for link in links]
+    assert len(files) == 1 + runs and all(link.startswith("file:") for link in links)
+    for file, folder in zip(files, ("notebooks", "results"), strict=False):
+        assert file.read_bytes() == (ROOT / folder / file.name).read_bytes()
+    watch.look()
     assert not watch.problems, watch.problems
     watch.context.close()
 
