@@ -19,6 +19,7 @@ import yaml
 from eos_utils.checkpoint import forget
 from eos_utils.experiment import Experiment, Measure
 from eos_utils.forks import point_path
+from eos_utils.ranks import Ranks
 from eos_utils.run import compute
 from eos_utils.store import Status, Store, root
 
@@ -129,21 +130,29 @@ def record(
     progress: bool = True,
     replace: bool = False,
     store: Store | None = None,
+    ranks: Ranks | None = None,
 ) -> bool:
-    """Computes a run and writes it to the store, ``results/`` by default; False if a usable record was there."""
+    """Computes a run and writes it to the store, ``results/`` by default; False if a usable record was there.
+
+    With ``ranks`` it is rank 0 that writes, and the others return True.
+    """
     store = store or Store()
     store.check_writable(entry.experiment.key)
     state = store.status(entry.experiment.key).state
+    if ranks is not None:  # they may not see the same folder
+        state = (ranks.share(state.encode()) or b"").decode()
     if state in ("fresh", "unverified") and not replace:
         return False
-    if progress:
+    if progress and (ranks is None or ranks.first):
         print(f"recording {entry.name} ({entry.experiment.key})", file=sys.stderr)
     key = entry.experiment.key
     forks = [e.experiment.fork for e in catalogue().values() if e.experiment.fork]
     points = {fork["at"] for fork in forks if fork["of"] == key and isinstance(fork["at"], int)}
     result, provenance = compute(
-        entry.experiment, entry.measure, device=device, progress=progress, records=store, points=points
+        entry.experiment, entry.measure, device=device, progress=progress, records=store, points=points, ranks=ranks
     )
+    if ranks is not None and not ranks.first:
+        return True
     saved = store.save(key, result, {"name": entry.name, **provenance}, replace=state != "missing" or replace)
     if saved:
         for step in points:  # so that the forks need not replay it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import pathlib
 import signal
@@ -17,6 +18,7 @@ import torch
 
 from eos_utils import data, store
 from eos_utils.experiment import Experiment, Measure
+from eos_utils.ranks import Ranks
 
 
 def partial_path(experiment: Experiment, measure: Measure) -> pathlib.Path:
@@ -49,17 +51,22 @@ def save_checkpoint(path: pathlib.Path, state: Any) -> bool:
             temporary.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: pathlib.Path, device: torch.device | str = "cpu") -> Any:
+def read_checkpoint(path: pathlib.Path, device: torch.device | str = "cpu", ranks: Ranks | None = None) -> Any:
     """What :func:`save_checkpoint` wrote, or None where there is nothing, or nothing that can be trusted.
 
     torch does not compare the checksums that are in its files, so that is done first: a flipped bit in a tensor would
-    go unseen. Nothing but plain values and tensors is unpickled.
+    go unseen. Nothing but plain values and tensors is unpickled. With ``ranks`` all get what rank 0 finds.
     """
+    content = None
+    with contextlib.suppress(OSError):
+        content = pathlib.Path(path).read_bytes()
+    if ranks is not None:
+        content = ranks.share(content)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(content or b"")) as archive:
             if archive.testzip() is not None:
                 return None
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(io.BytesIO(content or b""), map_location=device, weights_only=True)
     except Exception:  # of any kind: what is damaged, foreign or hostile is started over
         return None
 

@@ -9,7 +9,8 @@ import time
 from collections import Counter
 from typing import Any
 
-from eos_utils import catalogue, claims, data, store
+from eos_utils import catalogue, claims, data, ranks, store
+from eos_utils.run import pick_device
 
 # Errors that are the user's to mend: shown as one line, without a traceback.
 EXPECTED = (ValueError, KeyError, data.DataError, store.StoreError, FileNotFoundError)
@@ -61,13 +62,18 @@ def _record(arguments: argparse.Namespace) -> int:
         raise ValueError("give the name of a run, or --missing for all that are pending or stale")
     entries = [catalogue.find(arguments.name)] if arguments.name else list(catalogue.catalogue().values())
     failed = 0
-    for entry in entries:
-        try:
-            done = catalogue.record(entry, device=arguments.device, replace=arguments.replace)
-            print(f"{entry.name}: {'recorded' if done else 'a usable record is there already'}", flush=True)
-        except EXPECTED as error:  # one run that fails does not stop the queue
-            failed = 2
-            print(f"{entry.name}: {error}", file=sys.stderr, flush=True)
+    with ranks.joined(pick_device(arguments.device)) as group:
+        shown = group is None or group.first
+        for entry in entries:
+            try:
+                done = catalogue.record(entry, device=arguments.device, replace=arguments.replace, ranks=group)
+                if shown:
+                    print(f"{entry.name}: {'recorded' if done else 'a usable record is there already'}", flush=True)
+            except EXPECTED as error:  # one run that fails does not stop the queue, but for ranks, which go in step
+                if group is not None:
+                    raise
+                failed = 2
+                print(f"{entry.name}: {error}", file=sys.stderr, flush=True)
     return failed
 
 
@@ -345,6 +351,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status (2 for errors that the user can mend, 130 for Ctrl-C)."""
     chosen = parser().parse_args(arguments)
     try:
+        if ranks.launched() and chosen.command != "record":
+            raise ValueError("only `record` shares its work among ranks; start this one without torchrun")
         return int(chosen.function(chosen))
     except EXPECTED as error:
         said = error.args[0] if isinstance(error, KeyError) and error.args else error

@@ -75,7 +75,7 @@ def _replayed(name: str, version: str, base: xr.Dataset, at: int, objective: Obj
         if found is None:
             theta = objective.initial()
         elif isinstance(found, np.ndarray):
-            theta = torch.from_numpy(np.array(found)).to(objective.x)
+            theta = torch.from_numpy(np.array(found)).to(objective.device, objective.dtype)
         else:
             theta = read_checkpoint(found, objective.device)
     rises = np.flatnonzero(np.diff(losses) > 0)

@@ -20,7 +20,8 @@ from eos_utils import catalogue, claims, registry, store
 from eos_utils.behind import Behind
 from eos_utils.eos_stats import entry_step, scaled
 from eos_utils.experiment import Experiment, Measure, as_two_over, rational, subscript
-from eos_utils.run import git_state, run, versions
+from eos_utils.provenance import git_state, versions
+from eos_utils.run import run
 
 if TYPE_CHECKING:
     import xarray as xr

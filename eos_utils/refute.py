@@ -22,8 +22,9 @@ from eos_utils import claims, store
 from eos_utils.catalogue import Entry, find
 from eos_utils.experiment import Experiment, Measure, as_two_over, rational
 from eos_utils.page import number
+from eos_utils.provenance import git_state, versions
 from eos_utils.registry import CHECKS
-from eos_utils.run import git_state, run, versions
+from eos_utils.run import run
 from eos_utils.wording import listed, rule_in_words
 
 if TYPE_CHECKING:

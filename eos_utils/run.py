@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import pathlib
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -16,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-import eos_utils
 from eos_utils import data, store
 from eos_utils.checkpoint import forget, interrupts_held, partial_path, read_checkpoint, save_checkpoint
 from eos_utils.descent import Descent, DivergedError, Stop, gradient_descent
@@ -24,7 +20,10 @@ from eos_utils.experiment import Experiment, Measure
 from eos_utils.forks import point_path, start_of
 from eos_utils.objective import Objective
 from eos_utils.observers import Eigenvalues, Observer, Snapshots, start_facts
+from eos_utils.provenance import device_name, git_state, versions
+from eos_utils.ranks import RankError, Ranks
 from eos_utils.residual import Residual
+from eos_utils.sharded import ShardedObjective
 from eos_utils.terms import Terms
 
 if TYPE_CHECKING:
@@ -48,38 +47,6 @@ def pick_device(device: str = "auto") -> torch.device:
     elif chosen.type != "cpu":
         raise ValueError(f"device={device!r} is unknown; choose auto, cpu, cuda or cuda:N")
     return chosen
-
-
-def git_state(folder: pathlib.Path | None = None) -> dict[str, Any]:
-    """The commit and whether tracked files differ from it; empty where there is no git."""
-    folder = folder or store.root()
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
-
-    try:
-        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
-        return {"commit": git("rev-parse", "--short=12", "HEAD"), "dirty": dirty}
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": "unknown", "dirty": False}
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that make the numbers."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "eos_utils": eos_utils.__version__,
-    }
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device.type} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def trajectory(
@@ -232,10 +199,12 @@ def compute(
     on_divergence: str = "store",
     records: store.Store | None = None,
     points: Collection[int] = (),
+    ranks: Ranks | None = None,
 ) -> tuple[xr.Dataset, dict[str, Any]]:
     """Runs the experiment (or resumes it where it was cut off); returns the trajectory and its provenance.
 
-    θ at the steps ``points`` is kept in the cache, for runs that fork there.
+    θ at the steps ``points`` is kept in the cache, for runs that fork there. With ``ranks`` each holds a part of the
+    examples, and rank 0 alone writes; a lost rank ends the run with :class:`eos_utils.ranks.RankError`.
 
     A checkpoint is written every ``checkpoint_every`` seconds and on Ctrl-C. Divergence ends a run with
     ``status='diverged'``; only ``on_divergence='raise'`` raises :class:`DivergedError`.
@@ -245,53 +214,68 @@ def compute(
         raise ValueError(f"on_divergence={on_divergence!r} is unknown; choose store or raise")
     where = pick_device(device)
     loaded = experiment.dataset_loaded()
-    objective = experiment.objective(where, loaded)
+    whole = objective = experiment.objective(where, loaded)
     if measure.k > objective.P:
         raise ValueError(f"k={measure.k}: this network has only P={objective.P} parameters")
     eigenvalues, snapshots = measure.observers()
     observers: dict[str, Observer] = {"eigenvalues": eigenvalues, "snapshots": snapshots}
     others = measure.others()
     observers |= others
+    first_rank = ranks is None or ranks.first
+    if ranks is not None:
+        if others:
+            raise ValueError("gram and terms need all examples in one place: run this in a single process")
+        objective = ShardedObjective(whole, ranks)
     path = partial_path(experiment, measure)
     projection = experiment.projection()
-    theta, first = start_of(experiment, objective, records or store.Store())
-    begins_with = start_facts(objective, theta)
+    theta, first = start_of(experiment, objective, records or store.Store(), kept=ranks is None)
+    begins_with = start_facts(whole, theta)
+    del whole  # with ranks, what is not this rank's is free from here on
     descent = Descent(theta, experiment.step_size, first, first)
     extra = store.optional([*others, experiment.network])
     stamp = {"code": store.fingerprints(extra), "data": loaded.sha256}
-    saved = read_checkpoint(path, where)
+    saved = read_checkpoint(path, where, ranks)
+    kept_at: int | None = None
     if isinstance(saved, dict) and saved.get("stamp") == stamp and observers.keys() <= saved.keys():
         descent = Descent.from_state(saved["descent"])
         for name, observer in observers.items():
             observer.load_state(saved[name])
         if projection is not None:
             projection.load_state(saved["projection"])
-        if progress:
+        kept_at = descent.step
+        if progress and first_rank:
             print(f"resuming at step {descent.step}", file=sys.stderr)
     if progress:
         seconds = estimate(objective, descent.theta, first + experiment.steps - descent.step, measure)
-        print(
-            f"up to {first + experiment.steps - descent.step} steps on {_device_name(where)}, "
-            f"about {seconds / 60:.1f} min",
-            file=sys.stderr,
-        )
-    bar = _Progress(first + experiment.steps, progress, eigenvalues)
+        if first_rank:
+            print(
+                f"up to {first + experiment.steps - descent.step} steps on {device_name(where)}, "
+                f"about {seconds / 60:.1f} min",
+                file=sys.stderr,
+            )
+    bar = _Progress(first + experiment.steps, progress and first_rank, eigenvalues)
     last = time.monotonic()
 
     def keep() -> bool:
+        nonlocal kept_at
+        if not first_rank:
+            return True
         states = {name: observer.state() for name, observer in observers.items()}
         if projection is not None:
             states["projection"] = projection.state()
-        return save_checkpoint(path, {"descent": descent.state(), "stamp": stamp, **states})
+        kept = save_checkpoint(path, {"descent": descent.state(), "stamp": stamp, **states})
+        kept_at = descent.step if kept else kept_at
+        return kept
 
     def after_step(now: Descent) -> None:
         nonlocal last
         bar(now)
-        if now.step in points:
+        if now.step in points and first_rank:
             save_checkpoint(point_path(experiment.key, "new", now.step), now.theta)
-        if interrupted:
+        if ranks.settled(now.theta, bool(interrupted)) if ranks is not None else interrupted:
             where_next = "there" if keep() else "at its last checkpoint, if there is one"
-            print(f"stopped before step {now.step}; the same command resumes {where_next}", file=sys.stderr)
+            if first_rank:
+                print(f"stopped before step {now.step}; the same command resumes {where_next}", file=sys.stderr)
             raise KeyboardInterrupt
         if time.monotonic() - last > checkpoint_every:
             keep()
@@ -309,6 +293,11 @@ def compute(
                 observers=tuple(observers.values()),
                 after_step=after_step,
             )
+    except RankError as lost:
+        if not first_rank:
+            raise
+        at = "no checkpoint yet" if kept_at is None else f"the checkpoint of step {kept_at} is whole"
+        raise RankError(f"{lost}; {at}: the same command resumes there, with any number of ranks or none") from lost
     finally:
         bar.close()
     if descent.status == "diverged" and on_divergence == "raise":
@@ -321,7 +310,8 @@ def compute(
     provenance = {
         **git_state(),
         "versions": versions(),
-        "device": _device_name(where),
+        "device": device_name(where),
+        **({} if ranks is None else {"ranks": ranks.size}),
         "data": {"name": loaded.name, "sha256": loaded.sha256},
         "seconds": round(descent.seconds, 1),
         "steps": descent.step - first,

@@ -47,7 +47,13 @@ NUMERIC_MODULES = (
     "descent",
 )
 # ... and those that make numbers in some records only, by what was observed, or by the network.
-OPTIONAL = {"observed": ("gram", "residual"), "weighed": ("terms",), "small_resnet": ("jacobian", "resnet")}
+# ... or by how many processes shared the work.
+OPTIONAL = {
+    "observed": ("gram", "residual"),
+    "weighed": ("terms",),
+    "small_resnet": ("jacobian", "resnet"),
+    "ranks": ("sharded",),
+}
 
 
 _PARSING = threading.Lock()  # ast.parse of Python 3.11 fails now and then when two threads use it at once
@@ -250,7 +256,7 @@ class Store:
                 "key": key,
                 "file": final.name,
                 "sha256": sha256,
-                "code": fingerprints(optional([*map(str, dataset.coords), network])),
+                "code": fingerprints(optional([*map(str, dataset.coords), network, *provenance])),
                 "provenance": provenance,
             }
             _fsync_write(note, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
