@@ -215,7 +215,7 @@ def test_a_batch_job_carries_what_a_worker_needs(file, tmp_path, monkeypatch):
     pytest.importorskip("dask_jobqueue")
     here = tmp_path / "bin"
     here.mkdir()
-    qsub = f'#!/bin/sh\ncp "$1" {tmp_path}/job\nsh "$1" >{tmp_path}/out 2>&1 &\necho 1.here\n'
+    qsub = f'#!/bin/sh\ncp "$1" {tmp_path}/job\nsh {tmp_path}/job >{tmp_path}/out 2>&1 &\necho 1.here\n'
     for name, text in (("qsub", qsub), ("qdel", "#!/bin/sh\n")):
         (here / name).write_text(text)
         (here / name).chmod(0o755)
