@@ -106,6 +106,19 @@ def falls_after_decay(run: xr.Dataset, span: int = 5) -> float:
     return float((changes[np.abs(changes) >= 3 * _error(run)] < 0).mean())
 
 
+def calm_before_decay(run: xr.Dataset) -> float:
+    """Steps before the decay since the loss rose last; nan where it never did, or without a decay."""
+    before = run["loss"].values[run["step"].values <= run.attrs["decayed_at"]]
+    rises = np.flatnonzero(np.diff(before) > 0)
+    return float(len(before) - 2 - rises[-1]) if len(rises) else float("nan")
+
+
+def scaled_at_decay(run: xr.Dataset) -> float:
+    """λ1·η/2 at the last measurement before the decay, nan without a decay; η is that before it."""
+    before = run["measured"].values < run.attrs["decayed_at"]
+    return float(run["eigenvalue"].values[before, 0][-1] * run["eta"].values[0] / 2) if before.any() else float("nan")
+
+
 def growth_after_decay(run: xr.Dataset) -> float:
     """By how much λ1 grows from three measurements after the decay to the end, relative to its value there."""
     values = after_decay(run)[1][SETTLE:]

@@ -45,6 +45,22 @@ def test_a_steady_rise_after_the_decay():
     assert stats.growth_after_decay(run) == pytest.approx(values[-1] / values[3] - 1)
 
 
+def test_what_a_run_does_at_the_time_of_its_decay():
+    run = decayed(lambda s: 1 + 2e-4 * s)
+    at, steps = int(run.attrs["decayed_at"]), run["step"].values
+    falling = np.exp(-1e-3 * steps)
+    run["loss"] = ("step", falling)
+    assert np.isnan(stats.calm_before_decay(run))
+    for rise, calm in ((at - 30, 30), (at - 7, 7), (at + 5, 7)):  # a rise after the decay does not count
+        falling[steps == rise] = falling[steps == rise - 1] * 1.0001
+        run["loss"] = ("step", falling)
+        assert stats.calm_before_decay(run) == calm
+    last = run["measured"].values < at
+    expected = run["eigenvalue"].values[last, 0][-1] * float(run["eta"][0]) / 2
+    assert stats.scaled_at_decay(run) == pytest.approx(expected)
+    assert np.isnan(stats.scaled_at_decay(run.assign_attrs(decayed_at=-1)))
+
+
 def test_an_oscillation_that_goes_on_is_seen():
     run = decayed(lambda s: 1 + 0.01 * (-1.0) ** (s / STRIDE), noise_loss=0.05)
     assert stats.sharpness_reversals(run) == 1.0
