@@ -5,9 +5,7 @@ EOS_REQUIRE_BROWSER=1, as in CI, its absence is a failure.
 """
 
 import json
-import os
 import pathlib
-import shutil
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -30,28 +28,6 @@ TEMPLATES = {
     "notebooks/fg_fig1_top_eigenvalues",
     "notebooks/sg_errata",
 }
-
-
-def chromium():
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="session")
-def browser():
-    path = chromium()
-    if path is None:
-        what = "no chromium on this machine: the pages have not been looked at in a browser (apt install chromium)"
-        if os.environ.get("EOS_REQUIRE_BROWSER") == "1":
-            pytest.fail(what)
-        pytest.skip(what)
-    if not (HTML / "index.html").is_file():
-        pytest.fail("the book is not built: make book")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        found = play.chromium.launch(executable_path=path, args=["--no-sandbox", "--allow-file-access-from-files"])
-        yield found
-        found.close()
 
 
 def pages():

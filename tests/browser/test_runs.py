@@ -11,7 +11,6 @@ from eos_utils.sg_anomaly_panels import anomaly_points
 from eos_utils.store import Store
 from tests.browser import test_book as book
 
-browser = book.browser  # the fixture
 PAGE = "notebooks/laboratory_runs.html"
 LIMIT = 1_500_000  # bytes of a page beyond fonts and maths
 
