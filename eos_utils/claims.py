@@ -353,7 +353,8 @@ def update(root: pathlib.Path | None = None) -> list[str]:
     """Evaluates all rules and writes the ledger; returns the ids whose verdict or statistic is new.
 
     A rule that differs from the one its verdict was given under needs an ``amended`` entry with the old hash and
-    the reason; without one this raises :class:`ClaimError` and writes nothing.
+    the reason; without one this raises :class:`ClaimError` and writes nothing. An entry that differs by rounding alone
+    stays as it is.
     """
     root = root or default_root()
     old, new = on_record(root), {}
@@ -371,7 +372,7 @@ def update(root: pathlib.Path | None = None) -> list[str]:
             if before and claim["rule"]:
                 raise ClaimError(f"{claim['id']}: has a verdict on record, but its runs are gone; record them again")
             continue
-        new[claim["id"]] = verdict
+        new[claim["id"]] = before if before and _close(verdict, before) else verdict
     text = json.dumps(new, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     verdicts_path(root).write_text(text, encoding="utf-8")
     return [name for name in new if new[name] != old.get(name)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -62,7 +63,7 @@ def processes(task: Callable[[Any], Any], jobs: Sequence[Any], workers: int, ret
     context = multiprocessing.get_context("spawn")
     while fresh or suspects:
         running: dict[Future, int] = {}
-        with ProcessPoolExecutor(1 if suspects else workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(1 if suspects else workers, context, _end_with_parent) as pool:
             alone, queue = bool(suspects), suspects or fresh
             while queue or running:
                 while queue and len(running) < (1 if alone else workers):
@@ -84,6 +85,18 @@ def processes(task: Callable[[Any], Any], jobs: Sequence[Any], workers: int, ret
                         else:
                             suspects.append(i)
                     break
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever, with all that it holds in memory."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -27,6 +27,11 @@ SCENARIOS = {
     "kill-notebooks": Scenario(
         "A notebook under papermill, killed at a random moment, or its kernel", 50, kills.of_notebooks
     ),
+    "kill-sweeps": Scenario(
+        "A sweep with two workers: one of them killed at a random moment, or the sweep, or all of it",
+        50,
+        kills.of_sweeps,
+    ),
     "full-disk": Scenario("The disk full from a random step on, or files no longer than so much", 40, places.full_disk),
     "permission": Scenario(
         "Results, checkpoints or a record that may not be read or written", 12, places.permission_denied

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
@@ -81,6 +83,71 @@ def before_operations(count: int, folder: Path, rng: random.Random) -> Counter[s
                 break  # it has no operation of that number: all have been tried
             happened[after(place, wanted)] += 1
     return happened
+
+
+def of_sweeps(count: int, folder: Path, rng: random.Random) -> Counter[str]:
+    """At a random moment of a sweep one of its two workers is killed, or the sweep itself, or all of it."""
+    place = tiny.make(folder / "sweep")
+    begun = time.monotonic()
+    process = tiny.sweep(place)
+    process.join(tiny.WAIT)
+    wanted, seconds = tiny.swept(place), time.monotonic() - begun
+    if process.exitcode or len(wanted) != len(tiny.SEEDS):
+        return Counter({f"{FAULT}: the undisturbed sweep is not complete": 1})
+    happened: Counter[str] = Counter()
+    while happened.total() < count:
+        tiny.make(place)
+        what = ("the sweep", "a worker", "all of it")[happened.total() % 3]
+        process = tiny.sweep(place)
+        process.join(rng.uniform(0, seconds))
+        workers = _workers(process.pid)
+        victims = workers[:1] if what == "a worker" else [process.pid, *(workers if what == "all of it" else [])]
+        if process.exitcode is None and victims:
+            for pid in victims:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            happened[_resweep(place, process, workers, wanted, what)] += 1
+    return happened
+
+
+def _workers(pid: int) -> list[int]:
+    """The processes of a sweep that compute."""
+    children = _read(f"/proc/{pid}/task/{pid}/children").split()
+    return [int(child) for child in children if _computes(int(child))]
+
+
+def _computes(pid: int) -> bool:
+    return "spawn_main" in _read(f"/proc/{pid}/cmdline")
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:  # the process has ended
+        return ""
+
+
+def _resweep(place: Path, process: Any, workers: list[int], wanted: dict[str, str], what: str) -> str:
+    process.join(tiny.WAIT)
+    if what == "a worker" and process.exitcode:
+        return f"{FAULT}: a worker was lost and the sweep did not go on"
+    deadline = time.monotonic() + 10
+    while left := [pid for pid in workers if _computes(pid)]:
+        if time.monotonic() > deadline:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            return f"{FAULT}: {what} killed, and workers remain"
+        time.sleep(0.05)
+    try:
+        before = tiny.swept(place)
+        again = tiny.sweep(place)
+        again.join(tiny.WAIT)
+        found = tiny.swept(place)
+    except StoreError as error:
+        return f"{FAULT}: not valid afterwards: {error}"
+    if again.exitcode or found != wanted or not before.items() <= wanted.items():
+        return f"{FAULT}: other numbers, or a sweep that is not complete"
+    return f"{what} killed, " + ("complete without it" if what == "a worker" else "the next sweep completes it")
 
 
 def notebook(folder: Path) -> Path:

@@ -14,6 +14,7 @@ import pathlib
 import resource
 import shutil
 import signal
+import sys
 import time
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 import xarray as xr
 import yaml
 
-from eos_utils import run
+from eos_utils import run, study
 from eos_utils.catalogue import catalogue, record
 from eos_utils.experiment import Experiment
 from eos_utils.store import Store, StoreError
@@ -32,11 +33,13 @@ from eos_utils.store import Store, StoreError
 EXPERIMENT = {"dataset": "digits", "n": 200, "width": 8, "eta": "2/2", "steps": 60}
 MEASURE = {"k": 2, "stride": 3, "snapshots": ["entry", "end"]}
 KEY = Experiment(**EXPERIMENT).key
+SEEDS = [0, 1, 2]  # of its sweep
 WAIT = 300  # seconds after which a process hangs
 
 # Processes are forked from one that has imported torch, and has no thread but one.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["faults.tiny"])
+_computed = study._computed
 
 
 def make(folder: pathlib.Path) -> pathlib.Path:
@@ -45,6 +48,9 @@ def make(folder: pathlib.Path) -> pathlib.Path:
     (folder / "root" / "experiments").mkdir(parents=True)
     text = yaml.safe_dump({"tiny": {"experiment": EXPERIMENT, "measure": MEASURE}})
     (folder / "root" / "experiments" / "tiny.yaml").write_text(text)
+    (folder / "root" / "sweeps").mkdir()
+    runs = {"tiny_seed{seed}": {"for": {"seed": SEEDS}, "experiment": EXPERIMENT, "measure": MEASURE}}
+    (folder / "root" / "sweeps" / "tiny.yaml").write_text(yaml.safe_dump({"runs": runs}))
     return folder
 
 
@@ -83,6 +89,34 @@ def recorded(folder: pathlib.Path) -> str:
     if store.keys() != [KEY] or status.state != "fresh":
         raise StoreError(f"the record is {status.state}: {status.why}")
     return found
+
+
+def swept(folder: pathlib.Path) -> dict[str, str]:
+    """The digest of each record of its sweep, by key; raises :class:`StoreError` where one is not valid."""
+    store = Store(folder / "root" / "runs" / "tiny")
+    return {key: digest(store.load(key)) for key in store.keys()}
+
+
+def sweep(folder: pathlib.Path) -> Any:
+    """A process that computes its sweep, two runs at a time; it ends with the number of runs that failed."""
+    process = _FORKS.Process(target=_sweep, args=(folder,))
+    process.start()
+    return process
+
+
+def _sweep(folder: pathlib.Path) -> None:
+    os.environ.update(environment(folder))
+    study._computed = _often_stored  # what a worker does, by name
+    entries, store = study.read(folder / "root" / "sweeps" / "tiny.yaml")
+    with (folder / "said.txt").open("a") as said:
+        outcomes = study.run_many(entries, store=store, device="cpu", tell=lambda line: print(line, file=said))
+        print(study.table(outcomes), file=said)
+    sys.exit(sum(outcome.state not in ("recorded", "skipped") for outcome in outcomes))
+
+
+def _often_stored(job: study.Job) -> study.Done:
+    run.compute.__kwdefaults__["checkpoint_every"] = 0.02
+    return _computed(job)
 
 
 class Process:

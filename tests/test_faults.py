@@ -191,6 +191,7 @@ SHARE = {
     "kill-runs": 2,
     "kill-operations": 4,
     "kill-notebooks": 1,
+    "kill-sweeps": 1,
     "full-disk": 2,
     "permission": 4,
     "two-writers": 1,

@@ -39,6 +39,7 @@ class Watch:
     """A tab, and what went wrong in it."""
 
     def __init__(self, browser, scheme, width):
+        self.width = width
         self.context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
         self.page, self.problems, self.name = self.context.new_page(), [], ""
         self.page.on("console", lambda m: self.note(f"console: {m.text}") if m.type == "error" else None)
@@ -54,8 +55,11 @@ class Watch:
         self.page.evaluate("() => window.MathJax?.startup?.promise")
         return self.page
 
-    def look(self):
-        """Maths, pictures and width of the page that is open."""
+    def look(self, width=0):
+        """Maths, pictures and width of the page that is open, in its window or, for a moment, in one so wide."""
+        if width:
+            self.page.set_viewport_size({"width": width, "height": 900})
+            self.page.wait_for_timeout(50)
         found = self.page.evaluate("""() => ({
             wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
             broken: [...document.images].filter(i => i.checkVisibility() && i.complete && !i.naturalWidth)
@@ -72,9 +76,11 @@ class Watch:
             ("faults", "formulas with errors: {}"),
         ):
             if found[key]:
-                self.note(says.format(found[key]))
+                self.note(f"{says.format(found[key])} ({width or self.width} px)")
         if not found["heading"]:
             self.note("has no heading")
+        if width:
+            self.page.set_viewport_size({"width": self.width, "height": 900})
 
     def axe(self):
         """What axe-core finds."""
@@ -87,8 +93,8 @@ class Watch:
 
 
 @pytest.mark.parametrize("half", [0, 1])  # so that two workers have as much to do
-@pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 390)])
-def test_every_page(browser, scheme, width, half):
+@pytest.mark.parametrize("scheme, width, other", [("light", 1280, 390), ("dark", 390, 1280)])
+def test_every_page(browser, scheme, width, other, half):
     watch = Watch(browser, scheme, width)
     assert len(pages()) > 20
     for name in pages()[half::2]:
@@ -99,6 +105,7 @@ def test_every_page(browser, scheme, width, half):
             watch.note(f"is {theme} where the reader prefers {scheme}")
         if scheme == "light" or name.removesuffix(".html") in TEMPLATES:
             watch.axe()
+        watch.look(other)
     watch.context.close()
     assert not watch.problems, "\n".join(watch.problems)
 
