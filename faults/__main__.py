@@ -21,7 +21,7 @@ SCENARIOS = {
     "kill-runs": Scenario("A recorded run, killed (SIGKILL) at a random moment", 50, kills.of_runs),
     "kill-operations": Scenario(
         "A run, killed before each file operation that stores it, new or in place of a record",
-        40,
+        80,
         kills.before_operations,
     ),
     "kill-notebooks": Scenario(
@@ -81,6 +81,8 @@ def main() -> int:
             print(f"    {times:>6} {outcome}", flush=True)
         if happened:
             asked = scenario.full * (len(notebooks()) if name == "parameters" else 1)  # for each notebook
+            if happened.total() < count:  # it has tried all that there is
+                asked = happened.total()
             row = {"done": scenario.done, "asked": asked, "times": happened.total()}
             rows[name] = row | {"happened": dict(happened.most_common()), "faults": faulty(happened)}
             write(chosen.json, rows)
