@@ -3,6 +3,8 @@
 import importlib.util
 import pathlib
 
+from eos_utils import claims
+
 PATH = pathlib.Path(__file__).resolve().parents[1] / "book" / "_ext" / "eos_book.py"
 
 
@@ -27,3 +29,23 @@ def test_a_measurement_comes_with_its_interval_and_the_spread_of_forks():
     forks = {"f1": 0.4, "f2": None, "f3": 0.6}
     assert measured(found | {"forks": forks}).endswith("2 runs; forks of one run: 0.4 to 0.6")
     assert measured(None) == "" == measured({"value": None})
+
+
+def marked(nodes):
+    marks = {"subscript": "<sub>{}</sub>", "superscript": "<sup>{}</sup>"}
+    return "".join(marks.get(type(n).__name__, "{}").format(n.astext()) for n in nodes)
+
+
+def test_statements_are_set_as_mathematics():
+    said = "‖w_j‖² − a_j² at λ_min(M), ⟨d_j,₊, ŵ_j⟩, ‖M‖_F, A^t and λ^(1−rε); eos_utils/fg_lemma_a_1.py, a^20"
+    assert marked(extension().mathematical(said)) == (
+        "‖w<sub>j</sub>‖² − a<sub>j</sub>² at λ<sub>min</sub>(M), ⟨d<sub>j,+</sub>, ŵ<sub>j</sub>⟩, ‖M‖<sub>F</sub>, "
+        "A<sup>t</sup> and λ<sup>1−rε</sup>; eos_utils/fg_lemma_a_1.py, a^20"
+    )
+
+
+def test_no_statement_of_the_ledger_shows_a_bare_index():
+    module = extension()
+    for claim in claims.claims():
+        for node in module.mathematical(claim["statement"]):
+            assert "_" not in node.astext() and "^" not in node.astext(), claim["statement"]

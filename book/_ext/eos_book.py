@@ -12,6 +12,7 @@ rendered again when it has changed. The HTML output gets `claims.json`, the same
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -116,6 +117,33 @@ def text(content: str, cls: str = "") -> nodes.inline:
     return nodes.inline(content, content, classes=[cls] if cls else [])
 
 
+# A letter or a closing mark with an index or an exponent, as the ledger writes it: w_j, λ_min, d_j,₊, ‖M‖_F, A^t.
+INDEXED = re.compile(
+    r"(?<=[^\W\d_]|[‖|)⟩\u0302])"
+    r"(?:_((?:min|max|init|[^\W\d_])(?![A-Za-z0-9_])(?:,[₊₋])?)|\^(?:\(([^()]+)\)|([A-Za-zε])(?![A-Za-z0-9_])))"
+)
+
+
+def mathematical(content: str) -> list[nodes.Node]:
+    """Text with its indices set low and its exponents high; names such as ``eos_utils`` stay as they are."""
+    out: list[nodes.Node] = []
+    at = 0
+    for found in INDEXED.finditer(content):
+        index, *exponents = found.groups()
+        out.append(nodes.Text(content[at : found.start()]))
+        low = (index or "").translate({ord("₊"): "+", ord("₋"): "−"})
+        out.append(nodes.subscript("", low) if index else nodes.superscript("", next(filter(None, exponents))))
+        at = found.end()
+    return [*out, nodes.Text(content[at:])]
+
+
+@functools.cache
+def headline(path: Path) -> str:
+    """The title of a notebook."""
+    first = next(c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+    return "".join(first["source"]).splitlines()[0].lstrip("# ")
+
+
 def badge(verdict: str, label: str = "", count: int | None = None) -> nodes.inline:
     """A verdict as a small label: its mark, the axis or the count, its words."""
     tone, mark = VERDICTS.get(verdict, ("mixed", "?"))
@@ -192,11 +220,12 @@ class LedgerDirective(SphinxDirective):
         self.env.metadata[self.env.docname]["eos-ledger"] = True
         return self.env.app.eos_ledger  # type: ignore[attr-defined]
 
-    def page(self, name: str, label: str = "") -> nodes.Node:
-        """A link to a notebook's page, or its bare name while there is none."""
+    def page(self, name: str, short: bool = False) -> nodes.Node:
+        """A link to a notebook's page by its title, up to a colon where short; its bare name while there is none."""
         doc = f"notebooks/{name}"
         if doc not in self.env.found_docs:
             return nodes.literal(name, name, classes=["eos-planned"])
+        label = headline(Path(self.env.doc2path(doc))).partition(":")[0] if short else ""
         ref = addnodes.pending_xref(
             "", refdomain="std", reftype="doc", reftarget=f"/{doc}", refexplicit=bool(label), refwarn=True
         )
@@ -261,7 +290,7 @@ class Claims(LedgerDirective):
                 verdict = found.astext().split(" ", 2)[2]
                 query = f"?paper={self.options['paper'].strip().lower()}&verdict={slug(verdict)}"
                 link = nodes.reference("", "", internal=True, refuri=page + query)
-                found.replace_self(link)
+                found.parent.replace(found, link)  # replace_self would hand its classes to the link
                 link += found
         return total
 
@@ -269,12 +298,12 @@ class Claims(LedgerDirective):
         """A line for each claim: its place, the statement, and the page that shows it."""
         out = nodes.bullet_list(classes=["eos-lines"])
         for claim in chosen:
-            said = ": " + claim["statement"].strip()
-            line = nodes.paragraph("", "", nodes.strong("", claim["place"]), nodes.Text(said))
+            line = nodes.paragraph("", "", nodes.strong("", claim["place"]), nodes.Text(": "))
+            line += mathematical(claim["statement"].strip())
             if claim.get("corrected") and claim["corrected"] != "none":
                 line += [nodes.Text(" "), badge(claim["corrected"], "corrected:")]
             if claim.get("notebook"):
-                line += [nodes.Text(" ("), self.page(claim["notebook"], claim["notebook"]), nodes.Text(")")]
+                line += [nodes.Text(" ("), self.page(claim["notebook"], short=True), nodes.Text(")")]
             out += nodes.list_item("", line)
         return out
 
@@ -297,7 +326,8 @@ class Claims(LedgerDirective):
         if claim.get("fragile"):
             verdicts += [nodes.Text(" "), nodes.inline("", "fragile", classes=["eos-badge", "eos-mixed"])]
         head += [nodes.Text(" "), verdicts]
-        card += [head, nodes.paragraph("", claim["statement"].strip(), classes=["eos-statement"])]
+        said = mathematical(claim["statement"].strip())
+        card += [head, nodes.paragraph("", "", *said, classes=["eos-statement"])]
         if not anchored or not pending or claim.get("rule"):
             card += self.facts(claim, anchored)
         return card
@@ -319,10 +349,12 @@ class Claims(LedgerDirective):
         fields = nodes.field_list(classes=["eos-facts"])
         for name, value in lines:
             if value:
-                fields += nodes.field("", nodes.field_name("", name), nodes.field_body("", nodes.paragraph("", value)))
+                fields += nodes.field(
+                    "", nodes.field_name("", name), nodes.field_body("", nodes.paragraph("", "", *mathematical(value)))
+                )
         if anchored and claim.get("notebook"):
-            body = nodes.field_body("", nodes.paragraph("", "", self.page(claim["notebook"], claim["notebook"])))
-            fields += nodes.field("", nodes.field_name("", "Notebook"), body)
+            body = nodes.field_body("", nodes.paragraph("", "", self.page(claim["notebook"])))
+            fields += nodes.field("", nodes.field_name("", "Page"), body)
         return fields
 
 
@@ -364,7 +396,7 @@ class Inventory(LedgerDirective):
             claims = by_item.get(item["id"], [])
             what = [nodes.strong("", item["place"]), nodes.Text(": "), nodes.Text(item["title"])]
             verdicts = counts(claims) if claims else [text("no claim")]
-            rows.append([what, [self.page(item["page"], item["page"])], verdicts])
+            rows.append([what, [self.page(item["page"])], verdicts])
         return [table((40, 36, 24), ["Item", "Page", "Claims"], rows)]
 
 
