@@ -10,6 +10,8 @@ from eos_utils.catalogue import Entry
 from eos_utils.experiment import as_two_over, rational
 from eos_utils.registry import CHECKS, GROUPED, STATISTICS
 
+LOW = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+
 
 def _listed(values: Iterable[Any]) -> str:
     """The distinct values in words, in their order: 'a, b and c'."""
@@ -24,12 +26,14 @@ def scope(entries: list[Entry]) -> str:
     runs = [e.experiment for e in entries]
     seeds, widths = sorted({e.seed for e in runs}), sorted({e.width for e in runs})
     depths = sorted({e.depth for e in runs})
+    names = {"relu": "ReLU", "elu": "ELU"}
     inputs = {"center": "centered", "standardize": "standardized", "scale": "scaled"}
     outputs = {True: "ten outputs", False: "one output"}
     return (
         f"{_listed(e.dataset.upper().replace('CIFAR10', 'CIFAR-10') for e in runs)}, "
         f"n = {_listed(f'{e.n:,}' for e in runs)}, {_listed(inputs[e.preprocessing] for e in runs)} inputs, "
-        f"{_listed(e.activation for e in runs)} network of depth {_listed(depths)} and width {_listed(widths)}, "
+        f"{_listed(names.get(e.activation, e.activation) for e in runs)} network of depth {_listed(depths)} "
+        f"and width {_listed(widths)}, "
         f"{_listed(outputs[e.labels == 'onehot'] for e in runs)}, {_listed(e.loss for e in runs)}, "
         f"η = {_listed(as_two_over(rational(e.eta)) for e in runs)}, seed{'s' if len(seeds) > 1 else ''} "
         + (f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 else _listed(seeds))
@@ -50,10 +54,17 @@ def rule_in_words(rule: dict[str, Any] | None) -> str:
         out += f" ({listed(rule['arguments'])})"
     yes, no = rule.get("outcomes", ("Accepted", "rejected"))
     out += f". {yes[0].upper()}{yes[1:]} if {rule['accept_if']}, {no} if {rule['reject_if']}, else inconclusive"
+    out = _set(out)
     if "experiments" not in rule:
         return f"{out}."
     runs = rule.get("min_runs", 5)
     return f"{out}; at least {runs} run" + ("s." if runs != 1 else ".")
+
+
+def _set(text: str) -> str:
+    """With signs and indices as they are set in print: '≥ 0.8', 'λ₁'."""
+    text = re.sub(r"λ(\d)", lambda found: "λ" + found[1].translate(LOW), text)
+    return text.replace(">=", "≥").replace("<=", "≤")
 
 
 def listed(value: Any) -> str:

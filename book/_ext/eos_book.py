@@ -5,6 +5,7 @@ Directives
                        flags `counts` for numbers only, `list` for a line each
     `{eos-inventory}`  the items of a paper (its argument) with their page and the verdicts of their claims
     `{eos-faults}`     what was broken on purpose and what happened, from bench/results/faults.json
+    `{eos-statements}` every numbered statement of the papers, with links to its blocks, as printed and corrected
 
 Verdicts come from `eos_utils.claims` alone. The ledger is evaluated once a build; pages that show it are
 rendered again when it has changed. The HTML output gets `claims.json`, the same ledger as a list of objects.
@@ -274,7 +275,7 @@ class Claims(LedgerDirective):
                 place, title = titles.get(last, ("", last))
                 head = block("eos-item")
                 head["ids"] = [f"item-{last}".replace(".", "-")]
-                head += nodes.paragraph("", "", nodes.strong("", f"{place}: "), text(title))
+                head += nodes.paragraph("", "", nodes.strong("", f"{place}: "), *mathematical(title))
                 out.append(head)
             out.append(self.card(claim, anchored))
         return out
@@ -394,13 +395,49 @@ class Inventory(LedgerDirective):
         rows = []
         for item in items:
             claims = by_item.get(item["id"], [])
-            what = [nodes.strong("", item["place"]), nodes.Text(": "), nodes.Text(item["title"])]
+            what = [nodes.strong("", item["place"]), nodes.Text(": "), *mathematical(item["title"])]
             verdicts = counts(claims) if claims else [text("no claim")]
             rows.append([what, [self.page(item["page"])], verdicts])
         return [table((40, 36, 24), ["Item", "Page", "Claims"], rows)]
 
 
 # ---- repairs, and what the published address decides ---------------------------------------------
+
+
+class Statements(SphinxDirective):
+    """A place for the table of statements, which is known when all pages have been read (`listed_statements`)."""
+
+    def run(self) -> list[nodes.Node]:
+        return [nodes.container(classes=["eos-statements-here"])]
+
+
+def listed_statements(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """A row for each statement of a paper, in the order of the book, with a link to each of its blocks."""
+    for here in list(
+        doctree.findall(lambda n: isinstance(n, nodes.container) and "eos-statements-here" in n["classes"])
+    ):
+        found: dict[str, list[nodes.Node]] = {}
+        titles: dict[str, dict[str, str]] = {}
+        for label, entry in app.env.proof_list.items():  # type: ignore[attr-defined]
+            doc = entry["docname"]
+            if doc not in titles:
+                blocks = app.env.get_doctree(doc).findall(lambda n: "realtype" in getattr(n, "attributes", {}))
+                titles[doc] = {node["label"]: node["title"].strip(" ()") for node in blocks}
+            kind, title = entry["countertype"], titles[doc][label]
+            number = ".".join(map(str, app.env.toc_fignumbers[doc][kind][label]))
+            name, _, version = title.rpartition(", ")
+            if not name:  # a definition of ours
+                continue
+            uri = f"{app.builder.get_relative_uri(docname, doc)}#{label}"
+            link = nodes.reference("", f"{version} ({kind.capitalize()} {number})", internal=True, refuri=uri)
+            found.setdefault(name, []).extend([nodes.Text(", "), link])
+        rows = [[[nodes.Text(name)], links[1:]] for name, links in sorted(found.items(), key=lambda i: by_number(i[0]))]
+        here.replace_self(table((40, 60), ["In the paper", "Here"], rows))
+
+
+def by_number(name: str) -> list:
+    """For sorting: 'SG, Lemma 3.2' after 'SG, Lemma 3.1' and before 'SG, Lemma 3.10'."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def repair(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
@@ -436,8 +473,10 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("eos-claims", Claims)
     app.add_directive("eos-inventory", Inventory)
     app.add_directive("eos-faults", Faults)
+    app.add_directive("eos-statements", Statements)
     app.connect("builder-inited", load)
     app.connect("env-get-outdated", outdated)
+    app.connect("doctree-resolved", listed_statements)
     app.connect("html-page-context", repair, priority=900)
     app.connect("build-finished", write_json)
     return {"version": "0.1.0", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -19,7 +19,7 @@ from eos_utils.parameters import declared
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
 # What is generated and has no text of its own.
-GENERATED = {"genindex.html", "search.html", "404.html", "prf-prf.html"}
+GENERATED = {"genindex.html", "search.html", "404.html"}
 # In both colour schemes: a page of each kind.
 TEMPLATES = {
     "book/index",
