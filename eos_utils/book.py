@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from eos_utils import downloads, pools, store
+from eos_utils import pools, store
 
 CELL_TIMEOUT = 3600  # seconds; a notebook's defaults show recorded runs and take much less
 # What the outputs of a notebook can depend on, beside the notebook itself.
@@ -245,6 +245,8 @@ def _renew(root: Path, notebook: Path, copy: Path, key: str) -> str:
 
 def stage(root: Path) -> Path:
     """A source folder for Jupyter Book: the book as tracked, but with executed notebooks, execution off."""
+    from eos_utils import downloads
+
     out = root / "_build" / "stage"
     shutil.rmtree(out, ignore_errors=True)
     (out / "notebooks").mkdir(parents=True)

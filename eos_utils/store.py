@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from eos_utils.data import file_sha256
-
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -57,6 +55,12 @@ OPTIONAL = {
 
 
 _PARSING = threading.Lock()  # ast.parse of Python 3.11 fails now and then when two threads use it at once
+
+
+def _sha256(path: pathlib.Path) -> str:
+    from eos_utils.data import file_sha256  # brings torch along, which whoever executes a notebook need not wait for
+
+    return file_sha256(path)
 
 
 class StoreError(RuntimeError):
@@ -248,7 +252,7 @@ class Store:
             dataset.to_netcdf(temp, engine="h5netcdf", encoding=encoding)
             with open(temp, "rb+") as stream:
                 os.fsync(stream.fileno())
-            sha256 = file_sha256(temp)
+            sha256 = _sha256(temp)
             final = self.folder / f"{key}-{sha256[:8]}.nc"
             network = json.loads(dataset.attrs.get("experiment", "{}")).get("network", "")
             manifest = {
@@ -329,7 +333,7 @@ class Store:
             path = self.folder / manifest["file"]
             if not path.is_file():
                 return Status("stale", f"its file {path.name} is missing")
-            if file_sha256(path) != manifest["sha256"]:
+            if _sha256(path) != manifest["sha256"]:
                 return Status("stale", f"{path.name} is truncated or altered")
         except (StoreError, OSError) as error:
             return Status("stale", str(error))

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -348,3 +350,8 @@ def test_check_accepts_what_is_right(tmp_path):
         (tmp_path / name).write_text(GOOD.format(""))
     (tmp_path / "a.png").touch()
     assert book.check(tmp_path) == []
+
+
+def test_what_executes_a_notebook_does_not_wait_for_torch():
+    code = "import sys, papermill, eos_utils.book; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -2,8 +2,9 @@
 
     torchrun --nproc-per-node 2 tests/two_ranks.py FOLDER RUN ...     the facts go to FOLDER, the RUNs are recorded
     torchrun --nproc-per-node 2 tests/two_ranks.py killed RUN         the RUN is recorded until rank 1 is killed
+    torchrun --nproc-per-node 2 tests/two_ranks.py late RUN           the same, until rank 1 no longer answers
 
-Two starts, since gloo finds the addresses of the group before in torchrun's store.
+A start for each, since gloo finds the addresses of the group before in torchrun's store.
 """
 
 import functools
@@ -92,12 +93,12 @@ def numbers(folder, names):
     torch.save((found, said), pathlib.Path(folder) / f"{ranks.rank}.pt")
 
 
-def killed(name):
-    """Records a run by the command, with a checkpoint at every step, until rank 1 is gone."""
+def lost(name, how):
+    """Records a run by the command, with a checkpoint at every step, until rank 1 is gone, or stops in its tracks."""
 
     def call(self, descent):
         if os.environ["RANK"] == "1" and descent.step == 20:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGSTOP)
 
     run._Progress.__call__ = call
     catalogue.compute = functools.partial(run.compute, checkpoint_every=0)
@@ -107,4 +108,4 @@ def killed(name):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, *names = sys.argv[1:]
-    sys.exit(killed(names[0]) if folder == "killed" else numbers(folder, names))
+    sys.exit(lost(names[0], folder) if folder in ("killed", "late") else numbers(folder, names))
