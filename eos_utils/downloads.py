@@ -46,7 +46,8 @@ def as_csv(figure: Figure) -> str:
             for point in points:
                 if all(value is None or np.isfinite(value) for value in point):
                     values = ["" if value is None else f"{value:.7g}" for value in point]
-                    writer.writerow([panel, axis.get_xlabel(), axis.get_ylabel(), series, *values])
+                    names = [panel, axis.get_xlabel(), axis.get_ylabel(), series]
+                    writer.writerow([*(name.replace("$", "") for name in names), *values])  # $M_A$ is M_A
     return out.getvalue()
 
 

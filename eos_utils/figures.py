@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,7 @@ def style(theme: str) -> Any:
         "legend.frameon": False,
         "legend.fontsize": 10,
         "lines.linewidth": 1.3,
+        "mathtext.default": "regular",
         **{
             name: tone["ink"]
             for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
@@ -209,12 +211,22 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+def typeset(label: str) -> str:
+    """Letters below the line that no font has as characters: an underscore before a single letter, as mathematics.
+
+    >>> typeset("λmax(M_A) / λmax(M)"), typeset("B_Λ"), typeset("λ₁(M)"), typeset("sg_tanh4")
+    ('λmax($M_A$) / λmax(M)', '$B_Λ$', 'λ₁(M)', 'sg_tanh4')
+    """
+    return re.sub(r"\b(\w)_([A-Za-zΛ])\b", r"$\1_\2$", label)
+
+
 def _draw(axis: Axes, curve: Curve) -> None:
     colour = muted() if curve.tone is None else shades(101)[round(100 * curve.tone)]
+    label = typeset(curve.label) or None
     if curve.kind == "band":
-        axis.fill_between(curve.x, *curve.y, color=colour, alpha=0.2, linewidth=0, label=curve.label or None)
+        axis.fill_between(curve.x, *curve.y, color=colour, alpha=0.2, linewidth=0, label=label)
     else:
-        axis.plot(curve.x, curve.y, color=colour, label=curve.label or None, **KINDS[curve.kind])
+        axis.plot(curve.x, curve.y, color=colour, label=label, **KINDS[curve.kind])
 
 
 def panels(*shown: Panel, columns: int = 1, height: float = 2.5, sharex: bool = False) -> Figure:
@@ -231,7 +243,7 @@ def panels(*shown: Panel, columns: int = 1, height: float = 2.5, sharex: bool = 
             edge(axis, panel.level, panel.level_label)
         for step in panel.marks:
             axis.axvline(step, color=muted(), linewidth=0.8, linestyle=":")
-        axis.set(ylabel=panel.ylabel, xlabel=panel.xlabel)
+        axis.set(ylabel=typeset(panel.ylabel), xlabel=typeset(panel.xlabel))
         if panel.title:
             axis.set_title(panel.title, fontsize=10)
         for which in panel.log:
@@ -438,7 +450,8 @@ def growth(sweeps: dict[str, Any]) -> Figure:
             slope = sweep["exponents"][f"{what} in {name}"]
             style = {"product": "o-", "bare": "--", "evaluation": "s-"}[what]
             seconds = [row[what] for row in sweep["rows"]]
-            axis.loglog(sizes, seconds, style, color=colour, markersize=3.5, label=f"{what} {slope:.2f}")
+            label = f"{what} {slope:.2f}".replace("-", "−")
+            axis.loglog(sizes, seconds, style, color=colour, markersize=3.5, label=label)
         axis.set_title(name, fontsize=10)
         axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axis.xaxis.set_minor_formatter(NullFormatter())

@@ -61,7 +61,7 @@ def page(given: dict[str, Any]) -> Any:
     from IPython.display import HTML
 
     held = json.dumps(given, separators=(",", ":")).replace("<", "\\u003c")
-    without = "<noscript><p>The laboratory needs JavaScript; the picture above shows its first run.</p></noscript>"
+    without = "<noscript><p>The laboratory needs JavaScript; the picture below shows its first run.</p></noscript>"
     return HTML(
         f'<div class="eos-lab" data-eos-lab="blocks"><script type="application/json">{held}</script>{without}</div>'
     )

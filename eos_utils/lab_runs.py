@@ -182,7 +182,11 @@ def panels(runs: Mapping[str, xr.Dataset], k: int = 6) -> list[Panel]:
         head, level = f"{name.split('_')[0].upper()}: {title(run).split(',')[0]}", edges(run)[-1][1]
         above = Panel(lines, "eigenvalue", "", head, level=level, legend="none" if gram else "lower right")
         shaded = spans(run) if gram else []
-        columns.append((above, Panel([Curve(*drawn[-1][2:])], "loss", "step", spans=shaded, legend_columns=2)))
+        loss = Curve(*drawn[-1][2:])
+        room = (None, 1.4 * float(np.nanmax(loss.y))) if gram else None  # for the legend, above the spikes
+        where = "upper left" if gram else "best"
+        below = Panel([loss], "loss", "step", ylim=room, legend=where, legend_columns=2, spans=shaded)
+        columns.append((above, below))
     return [panel for row in zip(*columns, strict=True) for panel in row]
 
 

@@ -253,7 +253,9 @@ def checks(notebook: str, p: SimpleNamespace) -> Any:
     for claim in mine:
         verdict = claims.evaluate(claim)
         found, repaired = verdict["statistic"], verdict.get("corrected_statistic")
-        tested = f"{found['trials']:,} cases: {verdict['scope']}" if found and "trials" in found else verdict["scope"]
+        tested = verdict["scope"]
+        if found and "trials" in found:
+            tested = f"{found['trials']:,} case{'' if found['trials'] == 1 else 's'}: {tested}"
         read = claim["rule"].get("why", "–") if "reading" in claim["rule"] else "–"
         shown = f"{number(found['value'])} {found['unit']}" if found else read
         corrected = "–"
