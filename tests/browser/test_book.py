@@ -122,6 +122,17 @@ def test_figures_follow_the_scheme(browser):
     watch.context.close()
 
 
+def test_the_front_page_is_dark_in_the_dark(browser):
+    for scheme, wanted in {"light": False, "dark": True}.items():
+        watch = Watch(browser, scheme, 1280)
+        page = watch.open("book/index.html")
+        shown = page.evaluate("() => getComputedStyle(document.querySelector('img.eos-front')).content")
+        assert ("-dark.png" in shown) == wanted
+        if wanted:
+            assert pathlib.Path(url2pathname(urlsplit(shown.split('"')[1]).path)).is_file()
+        watch.context.close()
+
+
 def test_claims_can_be_filtered(browser):
     watch = Watch(browser, "light", 1280)
     claims = json.loads((HTML / "claims.json").read_text())
