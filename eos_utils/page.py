@@ -248,9 +248,7 @@ def verdicts(notebook: str, trajectory: xr.Dataset, canonical: str) -> Any:
         if repaired := verdict.get("corrected_statistic"):
             measured += f"<br>corrected: {number(repaired['value'])} {_worded(repaired['unit'])}"
             badge += f"<br>corrected: {_badge(verdict['corrected'])}"
-        link = (
-            f'<a href="../book/claims.html#claim-{claim["id"].replace(".", "-")}">{_worded(claim["statement"])}</a>'
-        )
+        link = f'<a href="../book/claims.html#claim-{claim["id"].replace(".", "-")}">{_worded(claim["statement"])}</a>'
         rows.append(_cells("td", link, measured, forks, badge))
     return HTML(_scrollable("Verdicts of this page", rows))
 
@@ -286,9 +284,7 @@ def checks(notebook: str, p: SimpleNamespace) -> Any:
         corrected = "–"
         if repaired:
             corrected = f"{_badge(verdict['corrected'])} {number(repaired['value'])} {_worded(repaired['unit'])}"
-        link = (
-            f'<a href="../book/claims.html#claim-{claim["id"].replace(".", "-")}">{_worded(claim["statement"])}</a>'
-        )
+        link = f'<a href="../book/claims.html#claim-{claim["id"].replace(".", "-")}">{_worded(claim["statement"])}</a>'
         badge = _badge(verdict["as_printed"], ", fragile" if verdict["fragile"] else "")
         rows.append(_cells("td", link, _worded(tested), _worded(shown), badge, corrected))
     return HTML(_scrollable("Verdicts of this page", rows))

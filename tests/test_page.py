@@ -119,7 +119,8 @@ def test_findings_are_the_ledger_s(monkeypatch):
         for c in claims.ledger()
         if (c["paper"], c["kind"]) == ("FG", "mathematical") and c["as_printed"] == "counterexample"
     ]
-    written = [re.sub(r"_|\^\((.*?)\)|\^", r"\1", c["statement"].strip()) for c in expected]  # indices and powers are set
+    set_as_html = re.compile(r"_|\^\((.*?)\)|\^")  # indices and powers
+    written = [set_as_html.sub(r"\1", c["statement"].strip()) for c in expected]
     assert [row[1] for row in rows] == written and len(rows) > 10
     assert text(page.findings("FG", "mathematical", ("no such verdict",)))[1:] == []
 
