@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -87,8 +87,9 @@ def decays(base: xr.Dataset | None, runs: Mapping[str, xr.Dataset]) -> list[Pane
         above.append(Curve(steps[inside], run["eigenvalue"].values[inside, 0] * scale, label, "line", float(tone)))
         below.append(Curve(loss[late], run["loss"].values[late], "", "line", float(tone)))
         marks += [at] if at >= 0 else []
+    legend: dict[str, Any] = {"legend": "lower right", "legend_columns": 2 if len(above) > 2 else 1}
     return [
-        Panel(above, "λ₁ · η/2", "", level=1.0, marks=marks, legend="upper left"),
+        Panel(above, "λ₁ · η/2", "", level=1.0, level_label="old 2/η", marks=marks, **legend),
         Panel(below, "training loss", "step", marks=marks),
     ]
 
@@ -148,7 +149,7 @@ def against_size(
 ) -> Panel:
     """A number of each run against its width or depth: the runs, and the median at each size. Infinite ones are out.
 
-    ``last``: the panel is the lowest of those that share its axis, and names it.
+    ``last``: the panel is the lowest of those that share its axis, names it, and has the legend of all.
     """
     points = sorted((size(run, axis), value(run)) for run in runs)
     points = [point for point in points if np.isfinite(point[1])]
@@ -158,7 +159,9 @@ def against_size(
         Curve([x for x, _ in points], [y for _, y in points], "runs", "points", None),
         Curve(sizes, medians, "median", "marked", 0.0),
     ]
-    return Panel(curves, ylabel, axis if last else "", title, log="x" if axis == "width" else "")
+    looks: dict[str, Any] = {"log": "x" if axis == "width" else "", "xticks": sizes}
+    looks["legend"] = "best" if last else "none"
+    return Panel(curves, ylabel, axis if last else "", title, **looks)
 
 
 Table = tuple[list[str], list[list[str]]]

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn
 from cycler import cycler
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from PIL import Image
 
 from eos_utils import downloads
@@ -156,6 +156,7 @@ class Panel:
     """Axes with curves. ``log``: 'x', 'y', 'xy' or ''; ``level``: the dashed line of 2/η; ``marks``: vertical lines.
 
     ``spans``: stretches (begin, end, name) of the x axis that are shaded; SG's phases have their own colours.
+    ``xticks``: the only places of the x axis that carry a number, for axes with few values.
     """
 
     curves: Sequence[Curve]
@@ -171,6 +172,7 @@ class Panel:
     legend: str = "best"
     legend_columns: int = 1
     spans: Sequence[tuple[float, float, str]] = ()
+    xticks: Sequence[float] = ()
 
 
 # Of Okabe and Ito's colours, in such strength that the colour-blind can tell phases that meet apart, on light and dark
@@ -248,6 +250,9 @@ def panels(*shown: Panel, columns: int = 1, height: float = 2.5, sharex: bool = 
             axis.set_title(panel.title, fontsize=10)
         for which in panel.log:
             (axis.set_xscale if which == "x" else axis.set_yscale)("log")
+        if panel.xticks:
+            axis.set_xticks(panel.xticks, [f"{x:g}" for x in panel.xticks])
+            axis.xaxis.set_minor_locator(NullLocator())
         for limit, set_limit in ((panel.ylim, axis.set_ylim), (panel.xlim, axis.set_xlim)):
             if limit is not None:
                 set_limit(*limit)
@@ -338,10 +343,13 @@ def edge_closeup(run: xr.Dataset, k: int = 5, measurements: int = 120) -> Figure
     window = (measured >= middle - measurements // 3 * stride) & (measured <= middle + measurements * stride)
     for i, colour in reversed(list(enumerate(shades(k)))):
         values = run["eigenvalue"].values[window, i] * run["eta"].values[0] / 2
-        above.plot(measured[window], values, ".-", color=colour, markersize=2.5, linewidth=0.8)
+        name = f"λ{subscript(i + 1)}"
+        above.plot(measured[window], values, ".-", color=colour, markersize=2.5, linewidth=0.8, label=name)
     edge(above, 1.0)
     _mark_entry(above, run)
     above.set(ylabel="λᵢ · η/2")
+    handles, labels = above.get_legend_handles_labels()
+    above.legend(handles[::-1], labels[::-1], ncols=2, loc="lower right", handlelength=1.4, columnspacing=1.0)
     steps = run["step"].values
     inside = (steps >= measured[window][0]) & (steps <= measured[window][-1])
     below.plot(steps[inside], run["loss"].values[inside], color=shades(k)[0], linewidth=0.8)
@@ -351,22 +359,31 @@ def edge_closeup(run: xr.Dataset, k: int = 5, measurements: int = 120) -> Figure
 
 
 def seeds(runs: Sequence[xr.Dataset], forks: Sequence[xr.Dataset] = ()) -> Figure:
-    """λ1·η/2 of several runs from their own entry on (left of 0: before), forks faintly behind."""
-    figure, axis = plt.subplots(figsize=(5.6, 3.2))
-    for fork in forks:
+    """λ1·η/2 of several runs from their own entry on (left of 0: before); below, the first one with its forks."""
+    rows = 2 if forks else 1
+    figure, axes = plt.subplots(rows, 1, figsize=(5.6, 2.2 * rows + 1.0), squeeze=False)
+    axis, last = axes[0, 0], axes[-1, 0]
+    for i, fork in enumerate(forks):
         at = float(fork["measured"][0]) - HALF * fork.attrs["stride"]  # it starts where the window of entry ends
-        axis.plot(fork["measured"] - at, fork["eigenvalue"][:, 0] * fork["eta"][0] / 2, color=muted(), alpha=0.35)
-    for run, colour in zip(runs, shades(max(2, len(runs))), strict=False):
+        level = fork["eigenvalue"][:, 0] * fork["eta"][0] / 2
+        last.plot(fork["measured"] - at, level, color=muted(), linewidth=0.8, label="its forks" if i == 0 else None)
+    for i, (run, colour) in enumerate(zip(runs, shades(max(2, len(runs))), strict=False)):
         enters = entry_step(run)
         if np.isnan(enters):
             continue
         seed = Experiment.from_dict(_fields(run)).seed
         values = run["eigenvalue"][:, 0] * run["eta"].values[0] / 2
-        axis.plot(run["measured"] - enters, values, color=colour, linewidth=1.0, label=f"seed {seed}")
-    edge(axis, 1.0)
-    axis.set(xlabel="steps since λ₁ entered", ylabel="λ₁ · η/2", xlim=(-2000, 1000))
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(loc="lower right", ncols=2)
+        for shown in (axis, last) if i == 0 and forks else (axis,):
+            shown.plot(run["measured"] - enters, values, color=colour, linewidth=1.0, label=f"seed {seed}")
+    for shown in axes.flat:
+        edge(shown, 1.0)
+        shown.set(ylabel="λ₁ · η/2")
+        if shown.get_legend_handles_labels()[0]:
+            shown.legend(loc="lower right", ncols=2 if shown is axis else 3)
+    axis.set(xlim=(-2000, 1000))
+    last.set(xlabel="steps since λ₁ entered")
+    if forks:
+        last.set(xlim=(-100, 1000), ylim=(0.9, None))
     return figure
 
 

@@ -11,6 +11,7 @@ import html
 import itertools
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterable
 from types import SimpleNamespace
@@ -25,6 +26,8 @@ from eos_utils.run import run
 
 if TYPE_CHECKING:
     import xarray as xr
+
+RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 TONES = {
     "reproduced": "good",
@@ -66,7 +69,7 @@ def findings(paper: str, kind: str, verdicts_shown: tuple[str, ...]) -> Any:
         if (claim["paper"], claim["kind"]) != (paper, kind) or claim["as_printed"] not in verdicts_shown:
             continue
         repaired = "–" if claim["corrected"] == "none" else _badge(claim["corrected"])
-        link = f'<a href="{claim["notebook"]}.html">{html.escape(claim["statement"].strip())}</a>'
+        link = f'<a href="{claim["notebook"]}.html">{_worded(claim["statement"])}</a>'
         rows.append(_cells("td", html.escape(claim["place"]), link, _badge(claim["as_printed"]), repaired))
     return HTML(_scrollable(f"Findings: {paper}, {kind}, {' or '.join(verdicts_shown)}", rows))
 
@@ -166,16 +169,23 @@ def behind(trajectory: xr.Dataset, name: str) -> Behind | None:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number to a few significant digits; a dash for none.
+    """A number to a few significant digits, with its power of ten written out; a dash for none.
 
     >>> number(0.123456), number(1234567.0), number(None), number(3.0)
     ('0.123', '1,234,567', '–', '3')
+    >>> number(163.0, 2), number(-6.07e-07)
+    ('160', '-6.07·10⁻⁷')
     """
     if value is None or math.isnan(value):
         return "–"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
+    mantissa, _, power = f"{value:.{digits}g}".partition("e")
+    if not power:
+        return mantissa
+    if int(power) > 0:  # fewer digits than the number has before its point
+        return f"{float(mantissa) * 10 ** int(power):,.0f}"
+    return f"{mantissa}·10{str(int(power)).translate(RAISED)}"
 
 
 def span(values: Iterable[float], digits: int = 3) -> str:
@@ -194,8 +204,23 @@ def _badge(verdict: str, note: str = "") -> str:
     return f'<span class="eos-badge eos-{tone}">{html.escape(verdict)}{note}</span>'
 
 
+def _worded(text: str) -> str:
+    """HTML of a sentence of the ledger, whose plain text writes indices and powers as ``d_j`` and ``λ^(1−rε)``.
+
+    >>> _worded("‖w_j‖ < λ^(1−rε), half_mse")
+    '‖w<sub>j</sub>‖ &lt; λ<sup>1−rε</sup>, half_mse'
+    """
+    index = r"(?<![A-Za-z0-9_])([^\W\d_])_(min|max|[^\W_])(?![A-Za-z0-9_])"
+    lowered = re.sub(index, r"\1<sub>\2</sub>", html.escape(text.strip()))
+    return re.sub(r"\^(?:\(([^()]*)\)|(\w))", lambda m: f"<sup>{m[1] or m[2]}</sup>", lowered)
+
+
 def _cells(tag: str, *cells: str) -> str:
     return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _cases(count: int) -> str:
+    return f"{count:,} case{'' if count == 1 else 's'}"
 
 
 def verdicts(notebook: str, trajectory: xr.Dataset, canonical: str) -> Any:
@@ -213,17 +238,17 @@ def verdicts(notebook: str, trajectory: xr.Dataset, canonical: str) -> Any:
         measured, forks, badge = "–", "–", _badge(verdict["as_printed"], ", fragile" if verdict["fragile"] else "")
         if found and "interval" in found:
             low, high = found["interval"]
-            measured = f"{number(found['value'])} [{number(low)}, {number(high)}] {html.escape(found['unit'])}"
+            measured = f"{number(found['value'])} [{number(low)}, {number(high)}] {_worded(found['unit'])}"
+            if found["value"] is None:  # one run without a value leaves no mean
+                measured = f"no mean, since not every run has a value: {_worded(found['unit'])}"
             spread = [v for v in found.get("forks", {}).values() if v is not None]
             forks = f"{number(min(spread))} to {number(max(spread))}" if spread else "–"
         elif found:  # a check, live
-            measured = f"{number(found['value'])} {html.escape(found['unit'])}; {found['trials']:,} cases, live"
+            measured = f"{number(found['value'])} {_worded(found['unit'])}; {_cases(found['trials'])}, live"
         if repaired := verdict.get("corrected_statistic"):
-            measured += f"<br>corrected: {number(repaired['value'])} {html.escape(repaired['unit'])}"
+            measured += f"<br>corrected: {number(repaired['value'])} {_worded(repaired['unit'])}"
             badge += f"<br>corrected: {_badge(verdict['corrected'])}"
-        link = (
-            f'<a href="../book/claims.html#claim-{claim["id"].replace(".", "-")}">{html.escape(claim["statement"])}</a>'
-        )
+        link = f'<a href="../book/claims.html#claim-{claim["id"].replace(".", "-")}">{_worded(claim["statement"])}</a>'
         rows.append(_cells("td", link, measured, forks, badge))
     return HTML(_scrollable("Verdicts of this page", rows))
 
@@ -246,26 +271,22 @@ def checks(notebook: str, p: SimpleNamespace) -> Any:
             if "reading" in claim["rule"] or "experiments" in claim["rule"]:  # nothing that these parameters change
                 continue
             here, there = claims.check(claim["rule"], **changed), known.get(claim["id"], {}).get("statistic") or {}
-            what = html.escape(f"{claim['statement']} ({claim['rule'].get('unit', '1')})")
+            what = _worded(f"{claim['statement'].strip()} ({claim['rule'].get('unit', '1')})")
             rows.append(_cells("td", what, number(here.value), number(there.get("value"))))
         return HTML("<p>Other settings than on record: no verdict.</p>" + _scrollable("Measured here", rows))
     rows = [_cells("th", "Claim", "Tested", "Found", "As printed", "Corrected")]
     for claim in mine:
         verdict = claims.evaluate(claim)
         found, repaired = verdict["statistic"], verdict.get("corrected_statistic")
-        tested = verdict["scope"]
-        if found and "trials" in found:
-            tested = f"{found['trials']:,} case{'' if found['trials'] == 1 else 's'}: {tested}"
+        tested = f"{_cases(found['trials'])}: {verdict['scope']}" if found and "trials" in found else verdict["scope"]
         read = claim["rule"].get("why", "–") if "reading" in claim["rule"] else "–"
         shown = f"{number(found['value'])} {found['unit']}" if found else read
         corrected = "–"
         if repaired:
-            corrected = f"{_badge(verdict['corrected'])} {number(repaired['value'])} {html.escape(repaired['unit'])}"
-        link = (
-            f'<a href="../book/claims.html#claim-{claim["id"].replace(".", "-")}">{html.escape(claim["statement"])}</a>'
-        )
+            corrected = f"{_badge(verdict['corrected'])} {number(repaired['value'])} {_worded(repaired['unit'])}"
+        link = f'<a href="../book/claims.html#claim-{claim["id"].replace(".", "-")}">{_worded(claim["statement"])}</a>'
         badge = _badge(verdict["as_printed"], ", fragile" if verdict["fragile"] else "")
-        rows.append(_cells("td", link, html.escape(tested), html.escape(shown), badge, corrected))
+        rows.append(_cells("td", link, _worded(tested), _worded(shown), badge, corrected))
     return HTML(_scrollable("Verdicts of this page", rows))
 
 
@@ -305,7 +326,7 @@ def entries(trajectory: xr.Dataset, k: int = 5) -> Any:
     from IPython.display import HTML
 
     levels, k = (0.95, 0.98, 1.0), min(k, trajectory.sizes["eig"])
-    rows = [_cells("th", "Entry at a running median of", *(f"λ{subscript(i + 1)}" for i in range(k)))]
+    rows = [_cells("th", "Level", *(f"λ{subscript(i + 1)}" for i in range(k)))]
     for level in levels:
         steps = (entry_step(trajectory, i + 1, level) for i in range(k))
         rows.append(_cells("td", f"{level:.2f} · 2/η", *("never" if math.isnan(s) else f"{s:,.0f}" for s in steps)))
@@ -321,7 +342,7 @@ def _measured_here(mine: list[dict[str, Any]], trajectory: xr.Dataset, what: str
         here = registry.STATISTICS[rule["statistic"]](trajectory, **rule.get("arguments", {}))
         found = claims.evaluate(claim)["statistic"]
         rows.append(
-            _cells("td", html.escape(claim["statement"]), number(here), number(found["value"]) if found else "pending")
+            _cells("td", _worded(claim["statement"]), number(here), number(found["value"]) if found else "pending")
         )
     return f"<p>{what}: no verdict.</p>" + _scrollable("Measured here", rows)
 

@@ -122,5 +122,5 @@ def test_figure_shows_the_data(trajectory):
 
 def test_readings_and_seeds_can_be_drawn_with_what_is_there(trajectory):
     assert len(figures.small_multiples({"this": trajectory}).axes) == 2
-    axis = figures.seeds([], [trajectory]).axes[0]
+    axis = figures.seeds([], [trajectory]).axes[-1]
     assert axis.lines[0].get_xdata()[0] == 10 * trajectory.attrs["stride"]  # where the window of the entry ends

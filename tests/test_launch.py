@@ -131,6 +131,24 @@ def page(root, url, outputs):
     return BeautifulSoup((root / "html/notebooks/a.html").read_text("utf-8"), "html.parser").select_one(".eos-rerun")
 
 
+def test_the_box_does_not_end_up_inside_a_theorem(monkeypatch):
+    from docutils import nodes
+    from docutils.utils import new_document
+
+    monkeypatch.syspath_prepend(str(ROOT / "book/_ext"))
+    from eos_rerun import last_section
+
+    inside, after, title = nodes.section(), nodes.section(), nodes.section()
+    after += nodes.container("", inside)  # as sphinx-proof builds a theorem
+    title += [nodes.section(), after]
+    document = new_document("page")
+    assert last_section(document) is document
+    document += title
+    assert last_section(document) is after
+    after += nodes.section()
+    assert last_section(document) is after
+
+
 def facts(box):
     return {t.get_text().rstrip(":"): d for t, d in zip(box.select("dt"), box.select("dd"), strict=True)}
 

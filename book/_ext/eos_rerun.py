@@ -34,11 +34,18 @@ def add_box(app: Sphinx, doctree: nodes.document) -> None:
         return
     pieces = {key for raw in doctree.findall(nodes.raw) for key in SHOWN.findall(raw.astext())}
     keys = [key for key in sorted(pieces) if Store(root / "results").manifest_path(key).is_file()]
-    sections = [node for node in doctree.findall(nodes.section)]
+    end = last_section(doctree)
+    end += box(app, root, path, keys, seconds_of(Path(app.env.doc2path(app.env.docname))))
+
+
+def last_section(doctree: nodes.document) -> nodes.Element:
+    """The last section of the second level, where the provenance lies; the document where there is none."""
+    # sphinx-proof puts what a theorem says into a section of its own, which is not one of the page
+    sections = [s for s in doctree.findall(nodes.section) if isinstance(s.parent, (nodes.section, nodes.document))]
     end = sections[-1] if sections else doctree
     while isinstance(end.parent, nodes.section) and isinstance(end.parent.parent, nodes.section):
-        end = end.parent  # a section of the second level, where the provenance lies
-    end += box(app, root, path, keys, seconds_of(Path(app.env.doc2path(app.env.docname))))
+        end = end.parent
+    return end
 
 
 def seconds_of(staged: Path) -> float | None:
