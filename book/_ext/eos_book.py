@@ -283,7 +283,12 @@ class Claims(LedgerDirective):
     def linked(self, total: nodes.paragraph) -> nodes.paragraph:
         """The counts of a paper, each a link to the claims page with that filter."""
         app = self.env.app
-        if "paper" not in self.options or app.builder.format != "html" or "book/claims" not in self.env.found_docs:
+        if (
+            "paper" not in self.options
+            or app.builder.format != "html"
+            or app.builder.name == "singlehtml"
+            or "book/claims" not in self.env.found_docs
+        ):
             return total
         page = app.builder.get_relative_uri(self.env.docname, "book/claims")
         for found in list(total.findall(nodes.inline)):
