@@ -170,12 +170,13 @@ def number(value: float | None, digits: int = 3) -> str:
 
     >>> number(0.123456), number(1234567.0), number(None), number(3.0)
     ('0.123', '1,234,567', '–', '3')
+    >>> number(-0.5), number(3.2e-8, 2), number(248.4, 2)  # no hyphen, at which a line could break
+    ('−0.5', '3.2e−8', '248')
     """
     if value is None or math.isnan(value):
         return "–"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
+    text = f"{value:,.0f}" if abs(value) >= min(10**digits, 1000) else f"{value:.{digits}g}"
+    return text.replace("e-0", "e-").replace("-", "−")
 
 
 def span(values: Iterable[float], digits: int = 3) -> str:
@@ -196,6 +197,13 @@ def _badge(verdict: str, note: str = "") -> str:
 
 def _cells(tag: str, *cells: str) -> str:
     return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+
+FORKS = (
+    "<caption>Forks: least and most over continuations of a run that were perturbed by a relative 10⁻⁶ at the edge. "
+    'Fragile: a threshold moved by 20 % would change the verdict (<a href="../book/conventions.html">conventions</a>).'
+    "</caption>"
+)
 
 
 def verdicts(notebook: str, trajectory: xr.Dataset, canonical: str) -> Any:
@@ -225,7 +233,7 @@ def verdicts(notebook: str, trajectory: xr.Dataset, canonical: str) -> Any:
             f'<a href="../book/claims.html#claim-{claim["id"].replace(".", "-")}">{html.escape(claim["statement"])}</a>'
         )
         rows.append(_cells("td", link, measured, forks, badge))
-    return HTML(_scrollable("Verdicts of this page", rows))
+    return HTML(_scrollable("Verdicts of this page", rows, FORKS))
 
 
 def checks(notebook: str, p: SimpleNamespace) -> Any:
@@ -324,10 +332,10 @@ def _measured_here(mine: list[dict[str, Any]], trajectory: xr.Dataset, what: str
     return f"<p>{what}: no verdict.</p>" + _scrollable("Measured here", rows)
 
 
-def _scrollable(label: str, rows: list[str]) -> str:
+def _scrollable(label: str, rows: list[str], caption: str = "") -> str:
     return (
         f'<div class="eos-scroll" tabindex="0" role="region" aria-label="{label}"><table class="eos-table">'
-        f"<thead>{rows[0]}</thead><tbody>{''.join(rows[1:])}</tbody></table></div>"
+        f"{caption}<thead>{rows[0]}</thead><tbody>{''.join(rows[1:])}</tbody></table></div>"
     )
 
 
@@ -358,11 +366,11 @@ def provenance(notebook: str, p: SimpleNamespace, trajectory: xr.Dataset) -> Any
 
 
 def table(label: str, header: list[str], rows: list[list[str]]) -> Any:
-    """A table of plain text that scrolls on a narrow screen."""
+    """A table of plain text under its label that scrolls on a narrow screen."""
     from IPython.display import HTML
 
     cells = [_cells("th", *map(html.escape, header)), *(_cells("td", *map(html.escape, row)) for row in rows)]
-    return HTML(_scrollable(label, cells))
+    return HTML(_scrollable(html.escape(label), cells, f"<caption>{html.escape(label)}</caption>"))
 
 
 def glue(numbers: dict[str, str]) -> None:
