@@ -262,7 +262,7 @@ def _plain_decades(axis: Axes) -> None:
     """Labels 0.2, 0.5, 1, 2 on a logarithmic y axis of less than two decades, in place of 2 × 10⁻¹ and so on."""
     low, high = axis.get_ylim()
     if high < 100 * low:
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 2, 3, 4, 6, 8)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())
 
