@@ -259,9 +259,9 @@ def panels(*shown: Panel, columns: int = 1, height: float = 2.5, sharex: bool = 
 
 
 def _plain_decades(axis: Axes) -> None:
-    """Labels 0.2, 0.5, 1, 2 on a logarithmic y axis of less than two decades, in place of 2 × 10⁻¹ and so on."""
+    """Labels 0.2, 0.5, 1, 2 on a short logarithmic y axis, in place of 2 × 10⁻¹ and so on."""
     low, high = axis.get_ylim()
-    if high < 100 * low:
+    if high < 50 * low:
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 2, 3, 4, 6, 8)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())
