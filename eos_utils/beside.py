@@ -155,7 +155,7 @@ def model_panels(seen: View, title: str, last: int, legend: bool = True) -> list
         )
     )
     return [
-        Panel(blocks, "times η/2", "", title, level=1.0, ylim=(-0.05, 2.2), legend="upper right" if legend else "none"),
+        Panel(blocks, "λ± · η/2", "", title, level=1.0, ylim=(-0.05, 2.2), legend="upper right" if legend else "none"),
         Panel(output, "times η/2", "", level=1.0, level_label="", legend="lower right" if legend else "none"),
         Panel(residual, "over ‖D(0)‖", "step", log="y", ylim=(1e-6, 1e4), legend="upper right" if legend else "none"),
     ]

@@ -139,7 +139,8 @@ def shades(count: int) -> list[Any]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Of a panel. ``kind``: 'line', 'dashed', 'dotted', 'points', 'marked' (line and dots), 'band' (y has two rows).
+    """Of a panel. ``kind``: 'line', 'dashed', 'dotted', 'points', 'dots' (larger), 'marked' (line and dots), 'band' (y
+    has two rows).
 
     ``tone``: 0 strong to 1 faint among the shades of the page, None for the colour of what is context.
     """
@@ -209,6 +210,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "dashed": {"linestyle": (0, (4, 2)), "linewidth": 1.1},
     "dotted": {"linestyle": (0, (1, 1.6)), "linewidth": 1.4},
     "points": {"linestyle": "none", "marker": ".", "markersize": 3},
+    "dots": {"linestyle": "none", "marker": "o", "markersize": 3.5},
     "marked": {"linestyle": "-", "marker": "o", "markersize": 3.5},
 }
 
@@ -256,6 +258,8 @@ def panels(*shown: Panel, columns: int = 1, height: float = 2.5, sharex: bool = 
         for limit, set_limit in ((panel.ylim, axis.set_ylim), (panel.xlim, axis.set_xlim)):
             if limit is not None:
                 set_limit(*limit)
+        if "y" in panel.log:
+            _plain_decades(axis)
         if columns > 1:
             axis.tick_params(labelsize=9)
             if "x" not in panel.log:
@@ -269,6 +273,15 @@ def panels(*shown: Panel, columns: int = 1, height: float = 2.5, sharex: bool = 
     if columns > 1:
         _share_legend(figure)
     return figure
+
+
+def _plain_decades(axis: Axes) -> None:
+    """Labels 0.2, 0.5, 1, 2 on a short logarithmic y axis, in place of 2 × 10⁻¹ and so on."""
+    low, high = axis.get_ylim()
+    if high < 50 * low:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 2, 3, 4, 6, 8)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _share_legend(figure: Figure) -> None:

@@ -173,19 +173,21 @@ def number(value: float | None, digits: int = 3) -> str:
 
     >>> number(0.123456), number(1234567.0), number(None), number(3.0)
     ('0.123', '1,234,567', '–', '3')
-    >>> number(163.0, 2), number(-6.07e-07)
-    ('160', '-6.07·10⁻⁷')
+    >>> number(163.0, 2), number(-6.07e-07)  # no hyphen, at which a line could break
+    ('160', '−6.07·10⁻⁷')
     """
     if value is None or math.isnan(value):
         return "–"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
     mantissa, _, power = f"{value:.{digits}g}".partition("e")
-    if not power:
-        return mantissa
-    if int(power) > 0:  # fewer digits than the number has before its point
-        return f"{float(mantissa) * 10 ** int(power):,.0f}"
-    return f"{mantissa}·10{str(int(power)).translate(RAISED)}"
+    if abs(value) >= 1000:
+        text = f"{value:,.0f}"
+    elif not power:
+        text = mantissa
+    elif int(power) > 0:  # fewer digits than the number has before its point
+        text = f"{float(mantissa) * 10 ** int(power):,.0f}"
+    else:
+        text = f"{mantissa}·10{str(int(power)).translate(RAISED)}"
+    return text.replace("-", "−")
 
 
 def span(values: Iterable[float], digits: int = 3) -> str:
@@ -223,6 +225,13 @@ def _cases(count: int) -> str:
     return f"{count:,} case{'' if count == 1 else 's'}"
 
 
+FORKS = (
+    "<caption>Forks: least and most over continuations of a run that were perturbed by a relative 10⁻⁶ at the edge. "
+    'Fragile: a threshold moved by 20 % would change the verdict (<a href="../book/conventions.html">conventions</a>).'
+    "</caption>"
+)
+
+
 def verdicts(notebook: str, trajectory: xr.Dataset, canonical: str) -> Any:
     """The claims of this page: verdicts if the trajectory is the canonical one, else only what was measured here."""
     from IPython.display import HTML
@@ -250,7 +259,7 @@ def verdicts(notebook: str, trajectory: xr.Dataset, canonical: str) -> Any:
             badge += f"<br>corrected: {_badge(verdict['corrected'])}"
         link = f'<a href="../book/claims.html#claim-{claim["id"].replace(".", "-")}">{_worded(claim["statement"])}</a>'
         rows.append(_cells("td", link, measured, forks, badge))
-    return HTML(_scrollable("Verdicts of this page", rows))
+    return HTML(_scrollable("Verdicts of this page", rows, FORKS))
 
 
 def checks(notebook: str, p: SimpleNamespace) -> Any:
@@ -347,10 +356,10 @@ def _measured_here(mine: list[dict[str, Any]], trajectory: xr.Dataset, what: str
     return f"<p>{what}: no verdict.</p>" + _scrollable("Measured here", rows)
 
 
-def _scrollable(label: str, rows: list[str]) -> str:
+def _scrollable(label: str, rows: list[str], caption: str = "") -> str:
     return (
         f'<div class="eos-scroll" tabindex="0" role="region" aria-label="{label}"><table class="eos-table">'
-        f"<thead>{rows[0]}</thead><tbody>{''.join(rows[1:])}</tbody></table></div>"
+        f"{caption}<thead>{rows[0]}</thead><tbody>{''.join(rows[1:])}</tbody></table></div>"
     )
 
 
@@ -381,11 +390,11 @@ def provenance(notebook: str, p: SimpleNamespace, trajectory: xr.Dataset) -> Any
 
 
 def table(label: str, header: list[str], rows: list[list[str]]) -> Any:
-    """A table of plain text that scrolls on a narrow screen."""
+    """A table of plain text under its label that scrolls on a narrow screen."""
     from IPython.display import HTML
 
     cells = [_cells("th", *map(html.escape, header)), *(_cells("td", *map(html.escape, row)) for row in rows)]
-    return HTML(_scrollable(label, cells))
+    return HTML(_scrollable(html.escape(label), cells, f"<caption>{html.escape(label)}</caption>"))
 
 
 def glue(numbers: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def close_panels(run: xr.Dataset, begin: int) -> list[Panel]:
     shown = marked_panel(run, "", begin)
     norm, sharpness, points = shown.curves
     return [
-        Panel([sharpness, points], sharpness.label, "", level=1.0, level_label="", legend="none"),
+        Panel([sharpness, replace(points, kind="dots")], sharpness.label, "", level=1.0, level_label="", legend="none"),
         Panel([Curve(norm.x, norm.y, "", "marked", None)], norm.label, "step"),
     ]
 
@@ -65,7 +66,6 @@ def shares(groups: Groups) -> Table:
         (an.anomaly_share, {"part": "before"}, True),
         (an.anomaly_share, {"part": "after"}, True),
         (an.anomaly_share, {"smoothing": 1}, True),
-        (an.undetermined_share, {}, True),
         (an.expected_share, {"part": "after"}, True),
         (an.agreement, {"part": "after"}, False),
     ]
@@ -76,7 +76,6 @@ def shares(groups: Groups) -> Table:
         "Before",
         "After",
         "Smoothed",
-        "Undetermined",
         "Independent, after",
         "κ, after",
     ]
@@ -145,8 +144,8 @@ def relations(groups: Groups) -> Table:
         "Runs",
         "Correlation before",
         "after",
-        "Near turns",
-        "of all steps",
+        "Anomalies near turns",
+        "all steps near turns",
         "Even shifts",
         "Odd shifts",
     ]
@@ -184,7 +183,7 @@ def oscillation(groups: Groups) -> Table:
             for name in ("norm_A2", "sharpness")
         ),
     ]
-    header = ["Network", "Runs", "Hovering", "‖A‖² against δφ, after", "Λ", "‖A‖² against δφ, hovering", "Λ "]
+    header = ["Network", "Runs", "Hovering", "‖A‖², after", "Λ, after", "‖A‖², hovering", "Λ, hovering"]
     return header, [row(name, runs, columns) for name, runs in groups.items()]
 
 

@@ -144,7 +144,7 @@ def other_panels(groups: Groups) -> list[Panel]:
 
 def other_table(groups: Groups) -> Table:
     """A row a network: the largest |λ(S)| over λ₁(G), median, 95th percentile and most, and λ₁(H)/λ₁(G)."""
-    header = ["Network", "Seeds", "median", "95th percentile", "most", "λ₁(H)/λ₁(G), least and most"]
+    header = ["Network", "Seeds", "|λ(S)|/λ₁(G), median", "95th percentile", "most", "λ₁(H)/λ₁(G)"]
     rows = []
     for name, runs in groups.items():
         ratios = np.concatenate([run["hessian"].values / run["gauss_newton"].values for run in runs])
@@ -172,13 +172,13 @@ def inputs_panels(found: Mapping[str, Mapping[str, Inputs]], count: int = 12) ->
 
 
 def inputs_table(found: Mapping[str, Mapping[str, Inputs]]) -> Table:
-    """A row for each preprocessing: λ₁/λ₂, the largest later ratio, and the rank, of each subset."""
-    header = ["Inputs", *(f"{subset}: {what}" for subset in found for what in ("λ₁/λ₂", "later", "rank"))]
+    """A row for each preprocessing of each subset: λ₁/λ₂, the largest later ratio, and the rank."""
     rows = []
-    for what in PREPROCESSINGS:
-        cells = [(s.ratio, s.later, s.rank) for s in (row[what] for row in found.values())]
-        rows.append([what, *(text for r, later, rank in cells for text in (number(r), number(later), str(rank)))])
-    return header, rows
+    for subset, row in found.items():
+        for i, what in enumerate(PREPROCESSINGS):
+            one = row[what]
+            rows.append([subset if i == 0 else "", what, number(one.ratio), number(one.later), str(one.rank)])
+    return ["Images", "Inputs", "λ₁/λ₂", "largest λᵢ/λᵢ₊₁ with i ≥ 2", "rank"], rows
 
 
 def moved_panel(groups: Groups) -> Panel:

@@ -52,8 +52,8 @@ def long_panel(run: xr.Dataset, title: str = "", window: int = 11, legend: str =
     steps = run["observed"].values[half : run.sizes["observed"] - half]
     norm = series(run, "norm_A2")
     curves = [
-        Curve(steps, _slow(scaled(run), window), "Λ · η/2", "line", 0.75),
-        Curve(steps, _slow(norm / norm[at or 0], window), "‖A‖²", "line", 0.0),
+        Curve(steps, _slow(scaled(run), window), "Λ · η/2", "line", 0.0),
+        Curve(steps, _slow(norm / norm[at or 0], window), "‖A‖²", "line", 0.75),
     ]
     return Panel(curves, "", "step", title, level=1.0, level_label="", marks=[] if at is None else [at], legend=legend)
 
@@ -73,7 +73,7 @@ def layer_panel(run: xr.Dataset, title: str = "", legend: str = "none") -> Panel
     steps, norms = run["observed"].values, run["layer_norm2"].values.astype(float)
     moved, last = norms - norms[0], norms.shape[1] - 1
     tones = np.linspace(0.3, 1, max(last, 2))
-    curves = [Curve(steps, second_order(run), "second order, v₁", "dotted", None)]
+    curves = [Curve(steps, second_order(run), "2nd order", "dotted", None)]  # short: left of the crossing
     curves += [Curve(steps, moved[:, i], f"layer {i + 1}", "line", float(tones[i])) for i in range(last)]
     curves.append(Curve(steps, moved[:, last], "A", "dashed", 0.0))
     at = first_crossing(run)
@@ -168,8 +168,8 @@ def interval(values: Array) -> str:
     """Mean over seeds as a percentage, with its bootstrap interval where there are several."""
     if np.isnan(values).any():
         return "–"
-    low, high = bootstrap(values)
-    return f"{100 * values.mean():.0f} %" + (f" [{100 * low:.0f}, {100 * high:.0f}]" if len(values) > 1 else "")
+    mean, low, high = (f"{round(100 * x) + 0:d}".replace("-", "−") for x in (float(values.mean()), *bootstrap(values)))
+    return f"{mean} %" + (f" [{low}, {high}]" if len(values) > 1 else "")
 
 
 def interventions(seeds: int, loss: float | None = LOSS, **settings: Any) -> Table:

@@ -65,7 +65,8 @@ def written(values: Sequence[float], digits: int = 2, percent: bool = False) -> 
     low, high = one(min(known)), one(max(known))
     mean = one(float(np.mean(known)))
     unit = " %" if percent else ""
-    return f"{mean}{unit}" if low == high else f"{mean}{unit} ({low} to {high})"
+    text = f"{mean}{unit}" if low == high else f"{mean}{unit} ({low} to {high})"
+    return text.replace("-", "−")  # no hyphen, at which a line could break
 
 
 def row(name: str, runs: Sequence[xr.Dataset], columns: Sequence[tuple[Any, dict[str, Any], bool]]) -> list[str]:
@@ -133,7 +134,7 @@ def plane(run: xr.Dataset, title: str = "", cycle: int = 0) -> Panel:
         here = np.where(labels[begin:end] == label, loss[begin:end], np.nan)
         if not np.isnan(here).all():
             curves.append(Curve(s[begin:end], here, NAMES[label], kind, tone))
-    return Panel(curves, "loss", "Λ · η/2", title, log="y", legend="best")
+    return Panel(curves, "loss", "Λ · η/2", title, log="y", marks=[1.0], legend="best")
 
 
 def counts(groups: Groups) -> Table:
@@ -170,24 +171,37 @@ CHOICES: dict[str, Sequence[Any]] = {
     "near": (0.1, 0.25, 0.5),
     "least": (11, 22, 44),
 }
+MEANT = {
+    "smoothing": "times smoothed",
+    "level": "margin at 2/η",
+    "turn": "margin of a turn",
+    "loss": "margin of the loss, IV",
+    "hovering": "fifth label",
+    "window": "hovering, window",
+    "share": "hovering, share that alternates",
+    "near": "hovering, distance from 2/η",
+    "least": "hovering, steps at least",
+}
 
 
 def sensitivity(groups: Groups) -> Table:
-    """A row for each other value of one of the labeller's parameters: cycles and what is out of order, by network."""
+    """The labeller as it is, then a row for each other value of a parameter: cycles and what is out of order."""
     default, rows = phases.Labeller(), []
     found = {
         name: [[phases.sensitivity(f, run, CHOICES) for run in runs] for f in (stats.cycle_count, stats.out_of_order)]
         for name, runs in groups.items()
     }
-    for name, values in CHOICES.items():
-        for value in values:
-            mark = " (default)" if value == getattr(default, name) else ""
-            row = [f"{name} = {value}{mark}"]
-            for cycles, order in found.values():
-                row.append(written([one[name, value] for one in cycles]))
-                row.append(written([one[name, value] for one in order], percent=True))
-            rows.append(row)
-    return ["Parameter", *(f"{name}: {what}" for name in groups for what in ("cycles", "out of order"))], rows
+    tried = [(name, value) for name, values in CHOICES.items() for value in values]
+    as_is = next(one for one in tried if one[1] == getattr(default, one[0]))
+    for name, value in [as_is, *(one for one in tried if one[1] != getattr(default, one[0]))]:
+        usual = getattr(default, name)
+        row = [f"{MEANT[name]}: {usual:g} → {value:g}" if name != "hovering" else "no fifth label"]
+        for cycles, order in found.values():
+            row.append(written([one[name, value] for one in cycles]))
+            row.append(written([one[name, value] for one in order], percent=True))
+        rows.append(row)
+    rows[0][0] = "as it is"
+    return ["Changed", *(f"{name}: {what}" for name in groups for what in ("cycles", "out of order"))], rows
 
 
 SAID: list[tuple[str, str, str, Any, dict[str, Any], bool]] = [
@@ -227,7 +241,8 @@ def causes(groups: Groups) -> Table:
         (stats.fallen_before, {"of": "norm"}, True),
         (stats.fallen_before, {"of": "push"}, True),
     ]
-    header = ["Network", "Runs", "Loss at the peak", "not ‖D‖ > ‖Y‖ there", "Fallen before ‖D‖ > ‖Y‖", "before DᵀF > 0"]
+    header = ["Network", "Runs", "Loss at the peak", "Peaks without ‖D‖ > ‖Y‖"]
+    header += ["Fall over when ‖D‖ > ‖Y‖", "Fall over when DᵀF > 0"]
     return header, [row(name, runs, columns) for name, runs in groups.items()]
 
 

@@ -304,5 +304,5 @@ def test_panels_and_tables_of_made_runs():
     assert len(header) == len(rows[0]) and rows[0][4] == "3"
     assert len(panels.other_panels({"one": [other, other]})[0].curves) == 2
     header, rows = panels.inputs_table(sg_hessian.inputs())
-    assert len(rows) == len(sg_hessian.PREPROCESSINGS) and len(rows[0]) == len(header) == 7
+    assert len(rows) == 2 * len(sg_hessian.PREPROCESSINGS) and len(rows[0]) == len(header) == 5
     assert len(panels.inputs_panels(sg_hessian.inputs())) == 2

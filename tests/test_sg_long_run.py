@@ -290,7 +290,7 @@ def test_panels_draw_what_was_put_in(wave):
     lines = {c.label: c for c in panel.curves}
     assert np.interp(at, lines["‖A‖²"].x, lines["‖A‖²"].y) == pytest.approx(1, abs=0.01)
     layers = {c.label: c for c in panels.layer_panel(wave).curves}
-    assert list(layers) == ["second order, v₁", "layer 1", "layer 2", "A"]
+    assert list(layers) == ["2nd order", "layer 1", "layer 2", "A"]
     assert np.allclose(layers["A"].y, wave["norm_A2"] - wave["norm_A2"][0])
     window = panels.window_panel({"one": [wave, wave]}, most=51).curves[0]
     assert window.x[0] == 1 and all(x % 2 == 1 for x in window.x) and window.label == "one"

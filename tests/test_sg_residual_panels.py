@@ -108,6 +108,8 @@ def test_rows_have_as_many_cells_as_their_heads(run):
     head, rows = panels.errors_by_phase({"a": run}, "D")
     assert len(rows[0]) == len(head) == 7
     assert panels.by_network({}, columns)[1] == []
+    turned = panels.by_column((["Network", "x", "y"], [["a", "1", "2"]]), "What")
+    assert turned == (["What", "a"], [["x", "1"], ["y", "2"]])
     assert all(np.ndim(f(run)) == 0 for k, f in panels.assumption_columns().items() if not k.startswith("3.1"))
 
 
