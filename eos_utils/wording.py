@@ -62,8 +62,9 @@ def rule_in_words(rule: dict[str, Any] | None) -> str:
 
 
 def _set(text: str) -> str:
-    """With signs and indices as they are set in print: '≥ 0.8', 'λ₁'."""
+    """With signs and indices as they are set in print: '≥ −0.8', 'λ₁'."""
     text = re.sub(r"λ(\d)", lambda found: "λ" + found[1].translate(LOW), text)
+    text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
     return text.replace(">=", "≥").replace("<=", "≤")
 
 

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 import yaml
 
-from eos_utils import claims, eos_stats
+from eos_utils import claims, eos_stats, wording
 from eos_utils.catalogue import catalogue
 from eos_utils.registry import registry
 from eos_utils.store import Store
@@ -468,3 +468,10 @@ def test_two_rooms_cannot_register_one_name():
     assert registry({"a": len}, {"b": max}) == {"a": len, "b": max}
     with pytest.raises(ValueError, match="the name a is taken"):
         registry({"a": len}, {"a": max})
+
+
+def test_a_rule_in_words_is_set_as_in_print():
+    rule = {"statistic": "λ1 of x", "accept_if": "<= -0.6", "reject_if": ">= 0.2", "experiments": []}
+    assert wording.rule_in_words(rule) == (
+        "λ₁ of x. Accepted if ≤ −0.6, rejected if ≥ 0.2, else inconclusive; at least 5 runs."
+    )
