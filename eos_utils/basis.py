@@ -26,7 +26,19 @@ class Operator(Protocol):
 
 
 class Basis:
-    """Orthonormal rows q, their images hq, and t = q H qᵀ."""
+    """Orthonormal rows q, their images hq, and t = q H qᵀ.
+
+    >>> import torch
+    >>> class Diagonal:    # eigenvalues 5, 2 and -1
+    ...     shape, device, dtype = (3, 3), torch.device("cpu"), torch.float64
+    ...     def apply(self, rows):
+    ...         return rows * torch.tensor([5.0, 2.0, -1.0])
+    >>> basis = Basis(Diagonal())
+    >>> basis.extend(torch.ones(1, 3).double()), basis.lanczos(2)    # new rows
+    (1, 2)
+    >>> [round(v, 4) for v in basis.ritz()[0].tolist()]    # 3 rows span R³: exact
+    [5.0, 2.0, -1.0]
+    """
 
     def __init__(self, operator: Operator) -> None:
         self.operator, self.products = operator, 0

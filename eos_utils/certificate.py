@@ -32,7 +32,19 @@ NUMERICS = 1
 
 @dataclass
 class Probe:
-    """Lanczos from a random vector in the complement of a basis, and what it shows of the top there."""
+    """Lanczos from a random vector in the complement of a basis, and what it shows of the top there.
+
+    >>> class Diagonal:    # a repeated 5, of which the basis below has one copy only
+    ...     shape, device, dtype = (4, 4), torch.device("cpu"), torch.float64
+    ...     def apply(self, rows):
+    ...         return rows * torch.tensor([5.0, 5.0, 1.0, 0.0])
+    >>> basis = Basis(Diagonal())
+    >>> _ = basis.extend(torch.eye(4, dtype=torch.float64)[:1])
+    >>> probe = Probe.start(basis, 1e-3, torch.Generator().manual_seed(0))
+    >>> while not probe.exhausted: probe.step()
+    >>> round(probe.ceiling(), 4)    # the other copy
+    5.0
+    """
 
     basis: Basis
     delta: float
@@ -134,7 +146,14 @@ def eigenvalues_above(zeta: float, values: Tensor, defect: Tensor, ceiling: floa
 
 
 def upper_bounds(values: Tensor, defect: Tensor, ceiling: float, k: int, precision: float) -> Tensor:
-    """For i < k a ζ above which at most i eigenvalues lie, by bisection to ``precision``."""
+    """For i < k a ζ above which at most i eigenvalues lie, by bisection to ``precision``.
+
+    >>> ritz = torch.tensor([3.0]).double()    # of [[3, 2], [2, 0]], on its first axis
+    >>> defect = torch.tensor([[4.0]]).double()    # EᵀE, with E = (0, 2)
+    >>> bound = upper_bounds(ritz, defect, ceiling=0.0, k=1, precision=1e-9)
+    >>> round(bound.item(), 4)    # its eigenvalues are 4 and -1
+    4.0
+    """
     if ceiling == math.inf:
         return torch.full((k,), math.inf, dtype=torch.float64)
     result = []

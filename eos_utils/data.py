@@ -74,6 +74,12 @@ def cifar10_order(total: int = 50_000) -> np.ndarray:
 
     First the first 1,000 images of each of the five training batches (what the small mirror holds), then all
     others in their official order; a subset of ``n`` images is the first ``n`` of these.
+
+    >>> order = cifar10_order()
+    >>> order[[0, 999, 1000, 4999]].tolist()    # batches 1, 1, 2 and 5
+    [0, 999, 10000, 40999]
+    >>> int(order[5000])    # then on with the second thousand of batch 1
+    1000
     """
     head = np.concatenate([np.arange(1000) + 10_000 * batch for batch in range(5)])
     return np.concatenate([head, np.setdiff1d(np.arange(total), head)])
@@ -298,7 +304,16 @@ DATASETS = {"cifar10": cifar10, "digits": digits}
 
 
 def load(name: str, **arguments: Any) -> Dataset:
-    """The data set called ``name`` ('cifar10' or 'digits')."""
+    """The data set called ``name`` ('cifar10' or 'digits').
+
+    >>> data = load("digits", n=200, labels="pair", classes=(3, 8))
+    >>> data.x.shape, data.y.shape    # 8×8 pixels; one output
+    (torch.Size([200, 64]), torch.Size([200, 1]))
+    >>> data.classes[:6].tolist(), data.y[:6, 0].tolist()    # 3 is -1, and 8 is +1
+    ([3, 8, 3, 8, 3, 8], [-1.0, 1.0, -1.0, 1.0, -1.0, 1.0])
+    >>> bool(data.x.mean(dim=0).abs().max() < 1e-5)    # each pixel has mean 0
+    True
+    """
     if name not in DATASETS:
         raise ValueError(f"dataset={name!r} is unknown; choose one of {', '.join(DATASETS)}")
     return DATASETS[name](**arguments)

@@ -34,6 +34,15 @@ class Decay:
     """η → factor·η once, at step ``at_step``, or when the ``entered``-th eigenvalue has entered EoS.
 
     ``then``: the run ends so many steps after that.
+
+    >>> x, y = torch.ones(1, 1), torch.zeros(1, 1)
+    >>> model = torch.nn.Linear(1, 1, bias=False)
+    >>> objective = Objective(model, "half_mse", x, y)    # L = θ²/2; θ → (1 - η)θ
+    >>> decay = Decay(0.5, at_step=2, then=2)    # η from 2, the edge, to 1
+    >>> start = Descent(torch.ones(1), eta=2.0)
+    >>> run = gradient_descent(objective, start, Stop(steps=100), decay=decay)
+    >>> run.series["eta"], run.series["loss"], run.status
+    ([2.0, 2.0, 1.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.0, 0.0], 'steps')
     """
 
     factor: float
@@ -154,6 +163,16 @@ def gradient_descent(
 
     A run that diverges ends with ``status='diverged'``; what was recorded up to there stays. ``after_step`` is
     called once a step, after the update (for progress and checkpoints). Raises ``ValueError`` for η ≤ 0.
+
+    >>> x, y = torch.ones(1, 1), torch.zeros(1, 1)
+    >>> model = torch.nn.Linear(1, 1, bias=False)
+    >>> objective = Objective(model, "half_mse", x, y)    # L = θ²/2, so λ = 1
+    >>> for eta in (0.5, 2.0, 3.0):    # θ → (1 - η)θ: stable for η < 2/λ only
+    ...     start = Descent(torch.ones(1), eta)
+    ...     print(eta, gradient_descent(objective, start, Stop(steps=3)).series["loss"])
+    0.5 [0.5, 0.125, 0.03125, 0.0078125]
+    2.0 [0.5, 0.5, 0.5, 0.5]
+    3.0 [0.5, 2.0, 8.0, 32.0]
     """
     if not (descent.eta > 0 and math.isfinite(descent.eta)):
         raise ValueError(f"eta={descent.eta}: the step size must be positive and finite")

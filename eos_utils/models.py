@@ -49,6 +49,17 @@ def fully_connected(
     ``init='pytorch'``: weights and biases uniform in :math:`\pm 1/\sqrt{\text{fan-in}}`; ``'fan_in'``: weights
     :math:`N(0, 1/\text{fan-in})`, biases 0. The seed alone fixes the parameters, on every machine. float32, CPU.
     Raises ``ValueError`` for an unknown activation or initialisation and for sizes below 1.
+
+    >>> fully_connected(3072)    # FG's network for CIFAR-10
+    Sequential(
+      (0): Flatten(start_dim=1, end_dim=-1)
+      (1): Linear(in_features=3072, out_features=128, bias=True)
+      (2): ReLU()
+      (3): Linear(in_features=128, out_features=10, bias=True)
+    )
+    >>> sg = fully_connected(3072, 64, depth=3, outputs=1, bias=False, init="fan_in")
+    >>> sum(p.numel() for p in sg.parameters())    # 3072·64 + 2·64² + 64
+    204864
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
@@ -94,7 +105,15 @@ def couples_examples(model: nn.Module) -> bool:
 
 
 def layers_of(model: nn.Module) -> list[Layer] | None:
-    """The affine layers if ``model`` is exactly Flatten, Linear, activation, ..., Linear; otherwise None."""
+    """The affine layers if ``model`` is exactly Flatten, Linear, activation, ..., Linear; otherwise None.
+
+    >>> first, last = layers_of(fully_connected(5, width=3, outputs=2))
+    >>> first.weight, first.bias, first.activation    # of θ: 3·5 entries, then 3
+    (slice(0, 15, None), slice(15, 18, None), 'relu')
+    >>> theta = torch.arange(26)    # 26 parameters
+    >>> theta[last.weight].view(last.fan_out, last.fan_in).tolist()
+    [[18, 19, 20], [21, 22, 23]]
+    """
     if not isinstance(model, nn.Sequential):
         return None
     names = {kind: name for name, kind in ACTIVATIONS.items()}

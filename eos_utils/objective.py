@@ -37,6 +37,16 @@ class Objective:
     inputs, ``y``: (n, c) targets, same device and dtype. ``chunk``: examples per sweep (default: all, within
     512 MiB of activations for fully connected networks). Raises ``ValueError`` when x and y disagree, when they
     contain NaN, and when a model whose examples are coupled (BatchNorm) is given ``chunk`` < n.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(1, 1, bias=False)    # f = θx
+    >>> x, y = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
+    >>> objective = Objective(model, "half_mse", x, y)
+    >>> objective
+    Objective(P=1, n=2, loss=half_mse, chunk=2)
+    >>> loss, gradient, outputs = objective.gradient(torch.tensor([4.0]))
+    >>> loss.item(), gradient.tolist(), outputs.tolist()    # 5θ²/4, 5θ/2, and θx
+    (20.0, [10.0], [[4.0], [8.0]])
     """
 
     def __init__(self, model: nn.Module, loss: str | Loss, x: Tensor, y: Tensor, chunk: int | None = None) -> None:
@@ -151,7 +161,19 @@ class Objective:
 
 
 class Linearization:
-    """Products with the Hessian or the Gauss–Newton matrix at one θ; passes are cached where memory allows."""
+    """Products with the Hessian or the Gauss–Newton matrix at one θ; passes are cached where memory allows.
+
+    >>> import torch
+    >>> from eos_utils.models import fully_connected
+    >>> model = fully_connected(1, width=1, outputs=1, activation="linear", bias=False)
+    >>> x, y = torch.ones(1, 1), torch.zeros(1, 1)
+    >>> objective = Objective(model, "half_mse", x, y)    # f = awx, so L = a²w²/2
+    >>> point = objective.linearize(torch.tensor([3.0, 2.0]))    # w = 3, a = 2
+    >>> point.products(torch.eye(2)).tolist()    # H: a² and w², 2aw beside them
+    [[4.0, 12.0], [12.0, 9.0]]
+    >>> point.products(torch.eye(2), gauss_newton=True).tolist()    # G: aw beside them
+    [[4.0, 6.0], [6.0, 9.0]]
+    """
 
     def __init__(self, objective: Objective, theta: Tensor) -> None:
         if theta.shape != (objective.P,):

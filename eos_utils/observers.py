@@ -23,6 +23,12 @@ def entry_index(scaled: np.ndarray, level: float = ENTRY_LEVEL, window: int = EN
 
     ``scaled``: :math:`\lambda\eta/2` at consecutive measurements. Entry is the middle of the first window of 21
     measurements whose median is at least 0.98.
+
+    >>> scaled = np.minimum(np.arange(80) / 40, 1)    # grows until 40, then is 1
+    >>> entry_index(scaled)
+    40
+    >>> entry_index(scaled[:50]) is None    # 21 measurements around it are needed
+    True
     """
     if len(scaled) < window:
         return None
@@ -57,6 +63,17 @@ class Eigenvalues:
     those of the measurement before, :math:`O_{ij} = \langle v_i(t), v_j(t')\rangle`, by which
     :mod:`eos_utils.directions` follows them. At the edge of stability the motion has period 2: an even stride sees
     every other state only and warns.
+
+    >>> import torch
+    >>> from eos_utils.descent import Descent, Stop, gradient_descent
+    >>> from eos_utils.models import fully_connected
+    >>> model = fully_connected(1, width=1, outputs=1, activation="linear", bias=False)
+    >>> x = y = torch.ones(1, 1)    # L = (aw - 1)²/2; λ₁ = w² + a² where aw = 1
+    >>> objective = Objective(model, "half_mse", x, y)
+    >>> start, watch = Descent(torch.tensor([2.0, 0.1]), 0.1), Eigenvalues(1, stride=5)
+    >>> run = gradient_descent(objective, start, Stop(steps=100), observers=[watch])
+    >>> round(watch.rows["eigenvalue"][-1][0], 2), round(sum(run.theta**2).item(), 2)
+    (4.43, 4.43)
     """
 
     FIELDS = ("step", "eigenvalue", "upper", "residual", "checked", "products", "eta")
@@ -193,6 +210,14 @@ def start_facts(objective: Objective, theta: Tensor) -> dict[str, float]:
     the labels: the share of zeros, :math:`|\sum_+ y^2 - \sum_- y^2|/\sum y^2`, how many are positive and negative. Of
     the first layer: the largest share, over hidden units, of the positive (negative) examples on which a unit is
     active. What needs one label of :math:`\pm1` an example is 0, or nan, with several outputs.
+
+    >>> import torch
+    >>> from eos_utils.models import fully_connected
+    >>> x, y = torch.eye(4), torch.tensor([[1.0], [1.0], [1.0], [-1.0]])
+    >>> objective = Objective(fully_connected(4, outputs=1), "half_mse", x, y)
+    >>> facts = start_facts(objective, objective.initial())
+    >>> facts["cosine_largest"], facts["labels_imbalance"]    # orthogonal; (3 - 1)/4
+    (0.0, 0.5)
     """
     x, y = objective.x.flatten(1), objective.y
     norms = x.norm(dim=1)

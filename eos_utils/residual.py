@@ -56,6 +56,17 @@ class Residual:
     r"""Measures at every step, and the whole spectrum at every ``every``-th. For one output and squared loss.
 
     :math:`R'` needs every step; the run must begin where this observer does. ``at(0)`` has no step before: nan there.
+
+    >>> from eos_utils.descent import Descent, Stop, gradient_descent
+    >>> from eos_utils.models import fully_connected
+    >>> model = fully_connected(2, width=1, outputs=1, activation="linear", bias=False)
+    >>> x, y = torch.eye(2).double(), torch.tensor([[6.0], [1.0]]).double()
+    >>> objective = Objective(model, "mse", x, y)    # f = a w·x, M = a²I + wwᵀ, v₁ ∝ w
+    >>> start = Descent(torch.tensor([3, 1, 2.0]).double(), 0.01)    # w = (3, 1), a = 2
+    >>> watch = Residual()    # at first D = (0, 1), so |R|² = 1 - 1/10
+    >>> run = gradient_descent(objective, start, Stop(5), observers=[watch])
+    >>> [round(watch.rows[name][0], 3) for name in ("sharpness", "second", "norm_R2")]
+    [14.0, 4.0, 0.9]
     """
 
     def __init__(self, every: int = 25) -> None:

@@ -39,6 +39,13 @@ def small_resnet(width: int = 8, blocks: int = 2, outputs: int = 1, seed: int = 
     Convolutions are drawn from :math:`N(0, 2/\text{fan-in})`, the head from :math:`N(0, 1/\text{fan-in})`; the second
     convolution of each block is divided by the square root of the number of blocks, which keeps the signal bounded at
     any depth. 42,872 parameters as it stands. Raises ``ValueError`` for sizes below 1.
+
+    >>> model = small_resnet()
+    >>> sum(p.numel() for p in model.parameters())
+    42872
+    >>> x = torch.randn(4, 3072, generator=torch.Generator().manual_seed(0))
+    >>> torch.allclose(model(x)[:1], model(x[:1]), atol=1e-4)    # each row by itself
+    True
     """
     for name, value in {"width": width, "blocks": blocks, "outputs": outputs}.items():
         if value < 1:
