@@ -55,7 +55,8 @@ DOUBLE = ("sharpness", "norm_A2")
 class Residual:
     r"""Measures at every step, and the whole spectrum at every ``every``-th. For one output and squared loss.
 
-    :math:`R'` needs every step; the run must begin where this observer does. ``at(0)`` has no step before: nan there.
+    :math:`R'` needs every step; the run must begin where this observer does. The first row has no
+    step before it: nan there.
 
     >>> from eos_utils.descent import Descent, Stop, gradient_descent
     >>> from eos_utils.models import fully_connected
