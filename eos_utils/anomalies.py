@@ -74,7 +74,13 @@ def expected(found: Signs) -> float:
 
 
 def kappa(found: Signs) -> float:
-    """Cohen's κ, 1 - observed/expected; nan where independent signs would give no anomalies either."""
+    """Cohen's κ, 1 - observed/expected; nan where independent signs would give no anomalies either.
+
+    >>> import numpy as np
+    >>> wave = (-1.0) ** np.arange(101)
+    >>> [kappa(signs(wave, norm)) for norm in (wave, -wave)]    # in phase, in antiphase
+    [1.0, -1.0]
+    """
     base = expected(found)
     return 1 - share(found) / base if base > 0 else NAN
 
@@ -133,6 +139,16 @@ def anomaly_share(run: xr.Dataset, part: str = "all", smoothing: int = 0, phase:
 
     ``part``: of the whole run, before or after its first crossing of 2/η, or the second half of what is after it.
     ``smoothing``: how often both series are first smoothed by (1, 2, 1)/4. ``phase``: only steps with this label.
+
+    >>> import numpy as np, xarray as xr
+    >>> t = np.arange(201)
+    >>> sharpness = 1.5 - abs(t - 100) / 100    # up to step 100, then down; 2/η = 1
+    >>> run = xr.Dataset({
+    ...     "eta": ("step", np.full(201, 2.0)), "sharpness": ("observed", sharpness),
+    ...     "norm_A2": ("observed", t), "sharpness_error": ("observed", np.zeros(201)),
+    ... }, {"step": t, "observed": t})    # ‖A‖² rises at every step
+    >>> [anomaly_share(run, part) for part in ("all", "before", "late")]
+    [0.5, 0.0, 1.0]
     """
     found = _signs(run, part, smoothing, **rules)
     if found is None:

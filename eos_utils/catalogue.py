@@ -46,6 +46,16 @@ def expand(name: str, fields: dict[str, Any], where: str, known: dict[str, Entry
     """The runs of one entry of the file ``where``, one for each combination of what ``for`` lists.
 
     ``known``: the runs listed before it, from which it can fork. Raises ``ValueError`` for what is unknown.
+
+    >>> fields = {
+    ...     "for": {"seed": [0, 1]}, "measure": {"k": 2},
+    ...     "experiment": {"dataset": "digits", "n": 100, "eta": "2/20"},
+    ... }
+    >>> for entry in expand("mine_seed{seed}", fields, "mine.yaml", known={}):
+    ...     run = entry.experiment
+    ...     print(entry.name, run.seed, run.n, run.threshold, entry.measure.k)    # 2/η
+    mine_seed0 0 100 20.0 2
+    mine_seed1 1 100 20.0 2
     """
     known_measures = [f.name for f in dataclasses.fields(Measure)]
     if not isinstance(fields, dict):
@@ -113,7 +123,15 @@ def _read(files: tuple[tuple[pathlib.Path, int, int], ...]) -> dict[str, Entry]:
 
 
 def find(name: str) -> Entry:
-    """The entry of a name; ``KeyError`` with near names if there is none."""
+    """The entry of a name; ``KeyError`` with near names if there is none.
+
+    >>> entry = find("fg_fig1_seed101")
+    >>> entry.experiment.threshold, entry.experiment.seed, entry.measure.k    # 2/η = 30
+    (30.0, 101, 6)
+    >>> find("fg_fig1_sed101")
+    Traceback (most recent call last):
+    KeyError: "no run 'fg_fig1_sed101' in experiments/; did you mean fg_fig1_...
+    """
     import difflib
 
     entries = catalogue()

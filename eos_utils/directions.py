@@ -42,6 +42,16 @@ def follow(run: xr.Dataset, count: int = 5, begin: float | None = None, leading:
     """The first ``count`` eigenvectors at the measurement at step ``begin`` (default: the first), followed to the end.
 
     Raises ``ValueError`` for a run without overlaps or with fewer than ``count`` eigenvectors.
+
+    >>> import numpy as np, xarray as xr
+    >>> same, swap = np.eye(2), np.eye(2)[::-1]    # the eigenvectors swap at a crossing
+    >>> run = xr.Dataset({
+    ...     "eta": ("step", [2.0] * 4),    # η/2 = 1
+    ...     "eigenvalue": (("measured", "eig"), [[4, 1], [4, 3], [5, 4], [7, 4]]),
+    ...     "overlap": (("measured", "eig", "eig_before"), [same, same, swap, same]),
+    ... }, {"step": range(4), "measured": range(4)})
+    >>> follow(run, count=2).curvature.T.round(3).tolist()    # one is constant
+    [[4.0, 4.0, 4.0, 4.0], [1.0, 3.0, 5.0, 7.0]]
     """
     if "overlap" not in run:
         raise ValueError("this run was measured without overlaps, so its directions cannot be followed")

@@ -42,6 +42,17 @@ def descend(y: Array, eta: Array, w: Array, a: Array, steps: int, keep: int | No
     """Gradient descent, equation (1) of FG, from ``w`` (B, m, n), ``a`` (B, m); the last ``keep`` steps are kept.
 
     Errors are kept for all steps. A run that overflows goes on as nan.
+
+    >>> y = np.array([1.0, 1.0])    # one neuron along d₊ fits a share σ of y
+    >>> size, q, share = sizes(y)[0], 0.5, 0.01    # q = η‖d₊‖; σ = a²/(n‖d₊‖)
+    >>> a = np.full((1, 1), (share * 2 * size) ** 0.5)
+    >>> w = a[..., None] * np.array([0.5, 0.5]) ** 0.5
+    >>> path = descend(y, np.array([q / size]), w, a, steps=2)
+    >>> for t in (1, 2):
+    ...     share *= (1 + q * (1 - share)) ** 2    # the closed form
+    ...     print(round(share, 6), round(float(path.a[t, 0, 0] ** 2 / (2 * size)), 6))
+    0.02235 0.02235
+    0.049542 0.049542
     """
     keep = steps if keep is None else min(keep, steps)
     ws, outs = np.empty((keep + 1, *w.shape)), np.empty((keep + 1, *a.shape))
@@ -70,7 +81,17 @@ def starts(y: Array, m: int, scale: float, seed: int, seeds: int) -> tuple[Array
 
 @lru_cache(maxsize=4)
 def train(labels: str, q: float, m: int, scale: float, steps: int, seed: int, seeds: int = 1) -> Path:
-    r"""Runs at :math:`\eta = q/\|d_+\|` from consecutive seeds."""
+    r"""Runs at :math:`\eta = q/\|d_+\|` from consecutive seeds.
+
+    >>> path = train(LABELS, q=0.3, m=40, scale=1e-5, steps=300, seed=0)
+    >>> bool(losses(path, 1)[-1, 0] < 1e-20), bool(coupled(path)[-1, 0])    # at the end
+    (True, False)
+    >>> positive, negative = (tops(path, sign)[-1, 0] for sign in (1, -1))
+    >>> round(float(positive), 2), round(2 * sizes(path.y)[0], 2)    # nearly 2‖d₊‖
+    (0.71, 0.71)
+    >>> np.allclose(tops(path, 0)[-1], max(positive, negative))    # λ1 is a block's
+    True
+    """
     y = np.array(parse_labels(labels))
     w, a = starts(y, m, scale, seed, seeds)
     return descend(y, np.full(seeds, q / sizes(y)[0]), w, a, steps)

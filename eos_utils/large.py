@@ -54,7 +54,16 @@ def held(problem: Problem, ranks: int, vectors: int) -> float:
 
 
 def seconds(problem: Problem, ranks: int, machine: Machine) -> tuple[float, float]:
-    """Of arithmetic, and of communication, for one product; they do not overlap, since the sum ends it."""
+    """Of arithmetic, and of communication, for one product; they do not overlap, since the sum ends it.
+
+    >>> gpu = Machine(flops=2e13, link=1e11, memory=80e9)
+    >>> [round(v, 4) for v in seconds(RESNET18, 8, gpu)]    # arithmetic, communication
+    [2.085, 0.0008]
+    >>> ranks = balance(RESNET18, gpu)    # where both take as long
+    >>> arithmetic, communication = seconds(RESNET18, ranks, gpu)
+    >>> round(ranks), round(arithmetic / communication, 6)
+    (18660, 1.0)
+    """
     return flops(problem, ranks) / machine.flops, sent(problem, ranks) / machine.link
 
 

@@ -35,7 +35,13 @@ def launched() -> bool:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process, ``rank`` of ``size``, on its ``device``; all methods are called by all ranks together."""
+    """This process, ``rank`` of ``size``, on its ``device``; all methods are called by all ranks together.
+
+    >>> import torch
+    >>> two = [Ranks(rank, 2, torch.device("cpu")) for rank in (0, 1)]
+    >>> [ranks.first for ranks in two]    # rank 0 alone writes
+    [True, False]
+    """
 
     rank: int
     size: int
@@ -95,6 +101,10 @@ def joined(device: torch.device) -> Iterator[Ranks | None]:
     """The group of processes that ``torchrun`` started, while the block lasts; None for a process by itself.
 
     Raises ``ValueError`` for a numbered GPU, since each rank takes its own, and where a machine has too few of them.
+
+    >>> with joined(torch.device("cpu")) as ranks:    # without torchrun
+    ...     print(ranks)
+    None
     """
     if not launched():
         yield None

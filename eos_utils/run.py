@@ -342,6 +342,16 @@ def run(
     ``source``: 'recorded' (a record or an error), 'auto' (a record that is not stale, from the repository or from
     this user's cache, otherwise computed and kept in the cache) or 'live' (computed, whatever is on record). The
     attribute ``source`` of the result says which it was ('recorded', 'cached' or 'live').
+
+    >>> import os, tempfile
+    >>> from unittest.mock import patch
+    >>> mine = Experiment(dataset="digits", n=100, width=8, eta="2/10", steps=16)
+    >>> with tempfile.TemporaryDirectory() as folder:    # without it, the user's cache
+    ...     with patch.dict(os.environ, EOS_CACHE_DIR=folder):
+    ...         first = run(mine, Measure(k=1), device="cpu", progress=False)
+    ...         again = run(mine, Measure(k=1), device="cpu", progress=False)
+    >>> first.attrs["source"], again.attrs["source"], again["measured"].values.tolist()
+    ('live', 'cached', [0, 15])
     """
     if source not in SOURCES:
         raise ValueError(f"source={source!r} is unknown; choose one of {', '.join(SOURCES)}")

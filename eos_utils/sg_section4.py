@@ -156,6 +156,12 @@ def start(spectrum: Spectrum, widths: Sequence[int], seeds: int, first: int = FI
 
     The joint Gram matrix of the columns of W and of A is a Wishart matrix. Bartlett's factor is drawn, not the m·d
     weights: the same law at a cost that does not depend on m. Narrow networks (m ≤ r) are drawn weight by weight.
+
+    >>> spectrum = synthetic(d=10)    # with λ1 = n
+    >>> m, state = start(spectrum, widths=[10**8], seeds=1)
+    >>> low, high = extreme(gram(spectrum, m, state))
+    >>> round(float(high[0]), 3)    # wide: 2λ1/(nd)
+    0.2
     """
     r, runs = len(spectrum.lam), []
     for m in widths:
@@ -194,7 +200,17 @@ def second_order(spectrum: Spectrum, w: Width, state: State) -> Array:
 
 
 def step(spectrum: Spectrum, w: Width, state: State) -> State:
-    """One step of gradient descent."""
+    """One step of gradient descent.
+
+    >>> spectrum = synthetic(n=20, d=3)
+    >>> m, state = start(spectrum, widths=[50], seeds=1)
+    >>> w = Width(m, eta=np.array([0.1]))
+    >>> d = outputs(spectrum, m, state) - spectrum.z
+    >>> star = gram(spectrum, m, state) + second_order(spectrum, w, state)    # M*
+    >>> after = outputs(spectrum, m, step(spectrum, w, state)) - spectrum.z
+    >>> np.allclose(after, d - w.eta * (star @ d[0]))    # D(t+1) = (I - ηM*) D(t)
+    True
+    """
     a, b, gram_w = state
     residual = outputs(spectrum, w.m, state) - spectrum.z
     g = 2 / (spectrum.n * np.sqrt(w.m))[:, None] * np.sqrt(spectrum.lam) * residual

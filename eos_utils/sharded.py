@@ -32,6 +32,17 @@ class ShardedObjective(Objective):
     :class:`eos_utils.curvature.Hessian`, :class:`eos_utils.curvature.GaussNewton` and gradient descent take it as they
     take any :class:`Objective`; all ranks must ask for the same things in the same order. y is held whole by all, the
     inputs are not. Raises ``ValueError`` for a model with BatchNorm, and for fewer examples than ranks.
+
+    >>> from eos_utils.models import fully_connected
+    >>> x, y = torch.eye(5, dtype=torch.float64), torch.ones(5, 1, dtype=torch.float64)
+    >>> whole = Objective(fully_connected(5, width=3, outputs=1), "half_mse", x, y)
+    >>> theta = torch.linspace(-1, 1, whole.P, dtype=torch.float64)
+    >>> parts = [ShardedObjective(whole, Ranks(r, 2, theta.device)) for r in (0, 1)]
+    >>> [(part.rows.start, part.rows.stop, part.weight) for part in parts]
+    [(0, 2, 0.4), (2, 5, 0.6)]
+    >>> gradient = sum(part.weight * part.local.gradient(theta)[1] for part in parts)
+    >>> torch.allclose(gradient, whole.gradient(theta)[1])    # the all-reduce
+    True
     """
 
     def __init__(self, whole: Objective, ranks: Ranks) -> None:

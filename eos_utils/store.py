@@ -143,7 +143,19 @@ def sweep(folder: pathlib.Path, pattern: str, keep: str = "") -> None:
 
 
 class Store:
-    """A folder of recorded runs."""
+    """A folder of recorded runs.
+
+    >>> import tempfile, xarray as xr
+    >>> run = xr.Dataset({"loss": ("step", [1.0, 0.5])})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = Store(folder)
+    ...     print([store.save("mine", run, {}) for _ in range(2)])    # the first stays
+    ...     print(store.keys(), store.status("mine").state, store.status("other").state)
+    ...     print(store.load("mine")["loss"].values.tolist())
+    [True, False]
+    ['mine'] fresh missing
+    [1.0, 0.5]
+    """
 
     def __init__(self, folder: str | os.PathLike | None = None) -> None:
         self.folder = pathlib.Path(folder) if folder is not None else results_folder()

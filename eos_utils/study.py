@@ -173,7 +173,14 @@ def _outcome(name: str, result: Done | Exception, store: Store) -> Outcome:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """The closing table: a line for each run, then how many of each kind."""
+    """The closing table: a line for each run, then how many of each kind.
+
+    >>> said = [Outcome("a", "recorded", 12.3), Outcome("b", "failed", why="no data")]
+    >>> print(table(said))
+    a  recorded       12 s
+    b  failed          0 s  no data
+    1 recorded, 1 failed
+    """
     width = max((len(o.name) for o in outcomes), default=0)
     lines = [f"{o.name:<{width}}  {o.state:<9} {o.seconds:7.0f} s  {o.why}".rstrip() for o in outcomes]
     counts = {state: sum(o.state == state for o in outcomes) for state in ("recorded", "skipped", "failed", "not run")}
@@ -191,6 +198,12 @@ def read(path: pathlib.Path) -> tuple[list[Entry], Store]:
 
     Raises:
         ValueError: what is not so; the message names it.
+
+    >>> entries, records = read(root() / "sweeps" / "example.yaml")
+    >>> len(entries), entries[0].name, records.folder.name    # three widths, two seeds
+    (6, 'example_width8_seed0', 'example')
+    >>> sorted({(entry.experiment.width, entry.experiment.seed) for entry in entries})
+    [(8, 0), (8, 1), (16, 0), (16, 1), (32, 0), (32, 1)]
     """
     path = pathlib.Path(path)
     try:
