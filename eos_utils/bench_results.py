@@ -108,7 +108,7 @@ Table = tuple[list[str], list[list[str]]]
 
 def peers() -> Table:
     """Every peer, cold and tracked."""
-    header = ["k", "Method", "Start", "Evaluations", "Seconds", "Products", "Coarse products", "Worst error / λ1"]
+    header = ["k", "Method", "Start", "Evaluations", "Seconds", "Products", "Coarse products", "Worst error / λ₁"]
     rows = [
         [
             str(r["k"]),
