@@ -11,7 +11,6 @@ import html
 import itertools
 import json
 import math
-import re
 import shlex
 from collections.abc import Iterable
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from eos_utils.eos_stats import entry_step, scaled
 from eos_utils.experiment import Experiment, Measure, as_two_over, rational, subscript
 from eos_utils.provenance import git_state, versions
 from eos_utils.run import run
+from eos_utils.wording import indexed
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -212,9 +212,8 @@ def _worded(text: str) -> str:
     >>> _worded("‖w_j‖ < λ^(1−rε), half_mse")
     '‖w<sub>j</sub>‖ &lt; λ<sup>1−rε</sup>, half_mse'
     """
-    index = r"(?<![A-Za-z0-9_])([^\W\d_])_(min|max|[^\W_])(?![A-Za-z0-9_])"
-    lowered = re.sub(index, r"\1<sub>\2</sub>", html.escape(text.strip()))
-    return re.sub(r"\^(?:\(([^()]*)\)|(\w))", lambda m: f"<sup>{m[1] or m[2]}</sup>", lowered)
+    pieces = ((mark, html.escape(piece)) for mark, piece in indexed(text.strip()))
+    return "".join(f"<{mark}>{piece}</{mark}>" if mark else piece for mark, piece in pieces)
 
 
 def _cells(tag: str, *cells: str) -> str:

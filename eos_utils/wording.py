@@ -73,3 +73,27 @@ def listed(value: Any) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{k}: {listed(v)}" for k, v in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+
+
+# A letter or a closing mark with an index or an exponent, as the ledger writes it: w_j, λ_min, d_j,₊, ‖M‖_F, A^t.
+INDEXED = re.compile(
+    r"(?<=[^\W\d_]|[‖|)⟩\u0302])"
+    r"(?:_((?:min|max|init|[^\W\d_])(?![A-Za-z0-9_])(?:,[₊₋])?)|\^(?:\(([^()]+)\)|([A-Za-zε])(?![A-Za-z0-9_])))"
+)
+
+
+def indexed(text: str) -> list[tuple[str, str]]:
+    """Pieces of a sentence, each with '' or, for what belongs below or above the line, 'sub' or 'sup'.
+
+    Names such as ``half_mse`` stay as they are.
+
+    >>> indexed("‖w_j‖ < λ^(1−rε), half_mse")
+    [('', '‖w'), ('sub', 'j'), ('', '‖ < λ'), ('sup', '1−rε'), ('', ', half_mse')]
+    """
+    out, at = [], 0
+    for found in INDEXED.finditer(text):
+        index, *exponents = found.groups()
+        low = (index or "").translate({ord("₊"): "+", ord("₋"): "−"})
+        out += [("", text[at : found.start()]), ("sub", low) if index else ("sup", next(filter(None, exponents)))]
+        at = found.end()
+    return [*out, ("", text[at:])]

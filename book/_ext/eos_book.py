@@ -31,7 +31,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from eos_utils import bench_results
 from eos_utils import claims as ledgers
-from eos_utils.wording import listed, rule_in_words
+from eos_utils.wording import indexed, listed, rule_in_words
 
 # Verdict -> colour class and a mark, so that no verdict is told by its colour alone.
 VERDICTS = {
@@ -118,24 +118,12 @@ def text(content: str, cls: str = "") -> nodes.inline:
     return nodes.inline(content, content, classes=[cls] if cls else [])
 
 
-# A letter or a closing mark with an index or an exponent, as the ledger writes it: w_j, λ_min, d_j,₊, ‖M‖_F, A^t.
-INDEXED = re.compile(
-    r"(?<=[^\W\d_]|[‖|)⟩\u0302])"
-    r"(?:_((?:min|max|init|[^\W\d_])(?![A-Za-z0-9_])(?:,[₊₋])?)|\^(?:\(([^()]+)\)|([A-Za-zε])(?![A-Za-z0-9_])))"
-)
+SET = {"": nodes.Text, "sub": lambda t: nodes.subscript("", t), "sup": lambda t: nodes.superscript("", t)}
 
 
 def mathematical(content: str) -> list[nodes.Node]:
-    """Text with its indices set low and its exponents high; names such as ``eos_utils`` stay as they are."""
-    out: list[nodes.Node] = []
-    at = 0
-    for found in INDEXED.finditer(content):
-        index, *exponents = found.groups()
-        out.append(nodes.Text(content[at : found.start()]))
-        low = (index or "").translate({ord("₊"): "+", ord("₋"): "−"})
-        out.append(nodes.subscript("", low) if index else nodes.superscript("", next(filter(None, exponents))))
-        at = found.end()
-    return [*out, nodes.Text(content[at:])]
+    """Text with its indices set low and its exponents high."""
+    return [SET[mark](piece) for mark, piece in indexed(content)]
 
 
 @functools.cache
