@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -71,12 +72,17 @@ def _of_record(count: int, folder: Path, rng: random.Random, pattern: str) -> Co
 def of_checkpoints(count: int, folder: Path, rng: random.Random) -> Counter[str]:
     """In the checkpoint of a run that was killed."""
     place = tiny.make(folder / "checkpoint")
-    path, seconds = None, 0.5
-    while path is None:
-        tiny.Process(place).kill_after(seconds)
-        path = next((place / "cache" / "partial").glob("*.pt"), None)
-        seconds *= 1.3
+    for _ in range(20):
+        run = tiny.Process(place)
+        while not (found := sorted((place / "cache" / "partial").glob("*.pt"))) and run.process.is_alive():
+            time.sleep(0.002)
+        run.kill_after(0)
+        if found and found[0].exists():  # the run was not through
+            break
         shutil.rmtree(place / "root" / "results", ignore_errors=True)
+    else:
+        raise RuntimeError("twenty runs, and none was killed with a checkpoint")
+    path = found[0]
     state = read_checkpoint(path)
 
     def look() -> str:
