@@ -18,11 +18,15 @@ FAULT = "FAULT"
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is done, how often in the full count, and the function that does it so often in a folder of its own."""
+    """What is done, how often in the full count, and the function that does it so often in a folder of its own.
+
+    ``finite``: there are only so many different ones, and the function ends when it has tried them all.
+    """
 
     done: str
     full: int
     function: Callable[[int, Path, random.Random], Counter[str]]
+    finite: bool = False
 
 
 def faulty(happened: Counter[str] | dict[str, int]) -> int:

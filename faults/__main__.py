@@ -23,6 +23,7 @@ SCENARIOS = {
         "A run, killed before each file operation that stores it, new or in place of a record",
         80,
         kills.before_operations,
+        finite=True,
     ),
     "kill-notebooks": Scenario(
         "A notebook under papermill, killed at a random moment, or its kernel", 50, kills.of_notebooks
@@ -81,7 +82,7 @@ def main() -> int:
             print(f"    {times:>6} {outcome}", flush=True)
         if happened:
             asked = scenario.full * (len(notebooks()) if name == "parameters" else 1)  # for each notebook
-            if happened.total() < count:  # it has tried all that there is
+            if scenario.finite and happened.total() < count:
                 asked = happened.total()
             row = {"done": scenario.done, "asked": asked, "times": happened.total()}
             rows[name] = row | {"happened": dict(happened.most_common()), "faults": faulty(happened)}
