@@ -102,7 +102,8 @@ def _faults(arguments: argparse.Namespace) -> int:
     import subprocess
 
     share = [] if arguments.share is None else ["--share", str(arguments.share)]
-    return subprocess.run([sys.executable, "-m", "faults", *arguments.name, *share], cwd=store.root()).returncode
+    command = [sys.executable, "-m", "faults", *arguments.name, *share, "--jobs", str(arguments.jobs)]
+    return subprocess.run(command, cwd=store.root()).returncode
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -110,7 +111,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     if arguments.all:
         rows = []
-        for row in survey(device=arguments.device):
+        for row in survey(device=arguments.device, jobs=arguments.jobs):
             print(f"{row.name}: {row.done}: {row.found}", file=sys.stderr, flush=True)
             rows.append(row)
         for row in rows:
@@ -307,6 +308,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--quick", action="store_true", help="one run from one point")
     sub.add_argument("--whole", action="store_true", help="compute the run anew and compare its statistics")
     sub.add_argument("--all", action="store_true", help="the first steps of every run, and three runs as a whole")
+    sub.add_argument("--jobs", type=int, default=1, help="with --all: runs at a time, with one thread each (1)")
     sub.add_argument("--device", default="auto")
     sub = add("run", _run, "execute a notebook with your own parameters")
     sub.add_argument("notebook")
@@ -342,6 +344,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add("faults", _faults, "break things on purpose, count what happens, and record the table of the book")
     sub.add_argument("name", nargs="*", help="scenarios; without a name, all")
     sub.add_argument("--share", type=float, help="of the full counts, from 0 to 1 (default 1)")
+    sub.add_argument("--jobs", type=int, default=2, help="scenarios at a time (2)")
     sub = add("archive", _archive, "one deterministic zip of sources, results and the built book, with checksums")
     sub.add_argument("-o", "--output", help="where it goes (default: _build/eos-companion-VERSION.zip)")
     return top

@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+def points_folder() -> pathlib.Path:
+    """Where this machine keeps θ of recorded runs at the steps at which others begin."""
+    return data.cache_folder() / "points"
+
+
 def start_of(
-    experiment: Experiment, objective: Objective, records: store.Store, kept: bool = True
+    experiment: Experiment, objective: Objective, records: store.Store, points: pathlib.Path | None = None
 ) -> tuple[torch.Tensor, int]:
-    """θ and the step to begin at; ``kept``: points replayed earlier on this machine may be used."""
+    """θ and the step to begin at; ``points``: a folder whose points, replayed earlier, are used and added to."""
     if experiment.fork is None:
         return objective.initial(), 0
     fork = experiment.fork
@@ -29,7 +34,7 @@ def start_of(
     labels = [str(s) for s in base["snapshot"].values] if "snapshot" in base.coords else []
     if isinstance(fork["at"], int):
         known = records.manifest(fork["of"])["sha256"][:8]
-        theta, step = _replayed(fork["of"], known, base, fork["at"], objective, kept), fork["at"]
+        theta, step = _replayed(fork["of"], known, base, fork["at"], objective, points), fork["at"]
     elif fork["at"] in labels:
         i = labels.index(fork["at"])
         theta = torch.from_numpy(np.array(base["theta"].values[i])).to(objective.device, objective.dtype)
@@ -42,12 +47,14 @@ def start_of(
     return theta + float(rational(fork["size"], "fork size")) * theta.norm() / noise.norm() * noise, step
 
 
-def point_path(key: str, version: str, step: int) -> pathlib.Path:
+def point_path(key: str, version: str, step: int, folder: pathlib.Path | None = None) -> pathlib.Path:
     """Where θ of a recorded run at a step is kept; ``version``: its record's checksum, 'new' while it is under way."""
-    return data.cache_folder() / "points" / f"{key}-{version}-{step}.pt"
+    return (folder or points_folder()) / f"{key}-{version}-{step}.pt"
 
 
-def _replayed(name: str, version: str, base: xr.Dataset, at: int, objective: Objective, kept: bool) -> torch.Tensor:
+def _replayed(
+    name: str, version: str, base: xr.Dataset, at: int, objective: Objective, folder: pathlib.Path | None
+) -> torch.Tensor:
     """θ of a recorded run at a step, by gradient descent from the nearest point known before it; kept for the next.
 
     The loss is compared with the record at every step: to a thousandth before chaos sets in, which it does not before
@@ -64,8 +71,8 @@ def _replayed(name: str, version: str, base: xr.Dataset, at: int, objective: Obj
     points: dict[int, Any] = {int(steps[0]): None}
     if "snapshot" in base.coords:
         points |= {int(s): base["theta"].values[i] for i, s in enumerate(base["snapshot_step"].values)}
-    if kept:
-        near = point_path(name, version, 0).parent.glob(f"{name}-{version}-*.pt")
+    if folder is not None:
+        near = folder.glob(f"{name}-{version}-*.pt")
         points |= {int(path.stem.rpartition("-")[2]): path for path in near}
     theta: Any = None
     while not isinstance(theta, torch.Tensor) or theta.shape != (objective.P,):  # a damaged point: the one before it
@@ -87,6 +94,6 @@ def _replayed(name: str, version: str, base: xr.Dataset, at: int, objective: Obj
             raise store.StoreError(f"replaying {name}, the loss at step {t} is off by {apart:.2%}; record it again")
         if t < at:
             theta = theta - of.step_size * gradient
-    if kept and begin != at:
-        save_checkpoint(point_path(name, version, at), theta)
+    if folder is not None and begin != at:
+        save_checkpoint(point_path(name, version, at, folder), theta)
     return theta

@@ -17,7 +17,7 @@ from eos_utils import data, store
 from eos_utils.checkpoint import forget, interrupts_held, partial_path, read_checkpoint, save_checkpoint
 from eos_utils.descent import Descent, DivergedError, Stop, gradient_descent
 from eos_utils.experiment import Experiment, Measure
-from eos_utils.forks import point_path, start_of
+from eos_utils.forks import point_path, points_folder, start_of
 from eos_utils.objective import Objective
 from eos_utils.observers import Eigenvalues, Observer, Snapshots, start_facts
 from eos_utils.provenance import device_name, git_state, versions
@@ -228,7 +228,7 @@ def compute(
         objective = ShardedObjective(whole, ranks)
     path = partial_path(experiment, measure)
     projection = experiment.projection()
-    theta, first = start_of(experiment, objective, records or store.Store(), kept=ranks is None)
+    theta, first = start_of(experiment, objective, records or store.Store(), points_folder() if ranks is None else None)
     begins_with = start_facts(whole, theta)
     del whole  # with ranks, what is not this rank's is free from here on
     descent = Descent(theta, experiment.step_size, first, first)

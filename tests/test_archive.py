@@ -14,6 +14,7 @@ import yaml
 from eos_utils import cli, foreign, run, verify
 from eos_utils.archive import archive, metadata
 from eos_utils.catalogue import catalogue, record
+from eos_utils.forks import start_of
 from eos_utils.store import Store, StoreError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,3 +178,30 @@ def test_all_runs_are_replayed_and_the_cheapest_with_forks_computed_anew(own_roo
     assert "1 of 4 agree" in out and "NOT OK" in out and "DIFFERS from initialisation" in out and "hover_level" in out
     Store().manifest_path(runs["run1"].experiment.key).write_text("{")
     assert "is damaged" in next(verify.survey(progress=False)).found
+
+
+def test_runs_are_looked_at_in_processes_and_a_base_is_replayed_once(own_root, monkeypatch, capsys):
+    experiment = {"dataset": "digits", "n": 100, "width": 4, "eta": "2/10", "steps": 30}
+    entries = {"base": {"experiment": experiment, "measure": {"k": 1, "stride": 9}}}
+    for at in (20, 10, 9):
+        fork = {"steps": 5, "fork": {"of": "base", "at": at, "size": 0}}
+        entries[f"branch{at}"] = {"experiment": fork, "measure": {"k": 1, "stride": 2}}
+    (own_root / "experiments" / "x.yaml").write_text(yaml.safe_dump(entries))
+    runs = catalogue()
+    for name in ("base", "branch20", "branch10", "branch9"):
+        record(runs[name], progress=False)
+
+    begun = []
+    monkeypatch.setattr(
+        verify, "start_of", lambda e, o, s, p: begun.append(sorted(p.iterdir())) or start_of(e, o, s, p)
+    )
+    assert [row.name for row in verify.survey(progress=False)] == ["base", "branch9", "branch10", "branch20"]
+    assert [len(there) for there in begun] == [0, 0, 1, 2]  # each starts from the point that the one before has left
+
+    assert cli.main(["verify", "--all", "--jobs", "2"]) == 0
+    assert "4 of 4 agree" in capsys.readouterr().out
+    manifest = Store().manifest_path(runs["branch9"].experiment.key)
+    manifest.write_text(manifest.read_text().replace('"sha256"', '"sha265"'))
+    assert cli.main(["verify", "--all", "--jobs", "2"]) == 1
+    out = capsys.readouterr().out
+    assert "3 of 4 agree" in out and "branch9" in out

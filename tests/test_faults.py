@@ -25,7 +25,7 @@ from eos_utils.store import Store, StoreError
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # the folder faults/ is no part of the installed package
 from faults import faulty, flips  # noqa: E402
-from faults.__main__ import SCENARIOS  # noqa: E402
+from faults.suite import SCENARIOS  # noqa: E402
 
 KEY = "0123456789abcdef"
 
@@ -150,19 +150,19 @@ def test_a_fork_point_with_a_flipped_bit_is_replayed(own_root, monkeypatch):
     Store().save(base.key, result, provenance)
     branch = Experiment(**{**base.__dict__, "steps": 2, "fork": {"of": base.key, "at": 9, "size": "0", "seed": 0}})
     objective = branch.objective(torch.device("cpu"))
-    whole, _ = forks.start_of(branch, objective, Store())
+    whole, _ = forks.start_of(branch, objective, Store(), forks.points_folder())
     version = Store().manifest(base.key)["sha256"][:8]
     point = forks.point_path(base.key, version, 9)
     content = bytearray(point.read_bytes())
     where = content.index(whole.numpy().tobytes())
     content[where + 6] ^= 0x10
     point.write_bytes(content)
-    again, step = forks.start_of(branch, objective, Store())
+    again, step = forks.start_of(branch, objective, Store(), forks.points_folder())
     assert step == 9 and torch.equal(again, whole)
     assert torch.equal(read_checkpoint(point), whole)  # made good
     save_checkpoint(forks.point_path(base.key, version, 0), torch.zeros(3))  # another length, and at the first step
     point.unlink()
-    assert torch.equal(forks.start_of(branch, objective, Store())[0], whole)
+    assert torch.equal(forks.start_of(branch, objective, Store(), forks.points_folder())[0], whole)
 
 
 def test_ctrl_c_on_a_full_disk_promises_nothing(short, sparse, own_root, monkeypatch, capsys):

@@ -149,10 +149,19 @@ def test_a_fork_at_a_step_continues_its_base_and_keeps_the_point(tiny, own_root)
     torch.save(torch.zeros(3), next(points.glob("*-25.pt")))  # kept points are for recording, not for verifying
     (found,) = replay(entry)
     assert found.agrees and found.slack == 1 and found.loss < 1e-6
-    saved["eigenvalue"] *= 1.05
-    store.save(fork.key, saved, provenance, replace=True)
-    (found,) = replay(entry)
-    assert not found.agrees
+    right = saved["eigenvalue"].copy()
+    for factor, agrees in {1.01: False, 1.05: False}.items():
+        saved["eigenvalue"] = right * factor
+        store.save(fork.key, saved, provenance, replace=True)
+        assert replay(entry)[0].agrees is agrees
+    # Where rounding has grown since the base was recorded, a point is known roughly; five per cent are still seen.
+    base["loss"] = base["loss"] * (1 + 3e-4)
+    store.save(tiny.key, base, json.loads(base.attrs["provenance"]), replace=True)
+    for factor, agrees in {1.01: True, 1.05: False}.items():
+        saved["eigenvalue"] = right * factor
+        store.save(fork.key, saved, provenance, replace=True)
+        (found,) = replay(entry)
+        assert found.slack == 5 and found.agrees is agrees
 
 
 def test_a_fork_at_a_step_that_is_not_there_or_does_not_fit_is_refused(tiny, own_root):
