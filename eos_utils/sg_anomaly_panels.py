@@ -15,7 +15,7 @@ from eos_utils import phases
 from eos_utils.antiphase import Course, foretold, opposite
 from eos_utils.figures import Curve, Panel, experiment_of
 from eos_utils.phases import NAMES, Array, Mask
-from eos_utils.sg_panels import Groups, Table, row, written
+from eos_utils.sg_panels import Groups, Table, row, until, written
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -96,11 +96,15 @@ CHANGES = {
     "tanh, 1 → 3 hidden layers": ("tanh, 1 hidden", "tanh, 3 hidden"),
     "tanh, 3 hidden layers, η → η / 2": ("tanh, 3 hidden", "the same, η / 2"),
     "tanh, 3 hidden layers, 100 → 200 units": ("tanh, 3 hidden", "the same, 200 wide"),
+    "linear, 2 hidden layers, second data": ("linear, 2 hidden", "the same, second data"),
 }
 
 
 def dependence(groups: Groups) -> Table:
-    """A row for each change: by how much the shares differ in runs with the same seed, in percentage points."""
+    """A row for each change: by how much the shares differ in runs with the same seed, in percentage points.
+
+    Of two runs of different length the longer one is cut: the shares depend on how much of a run is at the edge.
+    """
     columns: list[tuple[Any, dict[str, Any]]] = [
         (an.anomaly_share, {"part": "before"}),
         (an.anomaly_share, {"part": "after"}),
@@ -110,12 +114,17 @@ def dependence(groups: Groups) -> Table:
     rows = []
     for name, (one, other) in CHANGES.items():
         first, second = ({experiment_of(run).seed: run for run in groups.get(group, ())} for group in (one, other))
-        pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+        pairs = [_as_long(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
         if pairs:
             moves = [[100 * (f(b, **given) - f(a, **given)) for a, b in pairs] for f, given in columns]
             rows.append([name, str(len(pairs)), *map(_moved, moves)])
     header = ["Change", "Pairs", "Before", "After", "While hovering", "Steps that hover"]
     return header, rows
+
+
+def _as_long(one: xr.Dataset, other: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    last = min(int(run["observed"].values[-1]) for run in (one, other))
+    return until(one, last), until(other, last)
 
 
 def _moved(points: Sequence[float]) -> str:

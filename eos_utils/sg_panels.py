@@ -39,6 +39,12 @@ NETWORKS = {
 }
 
 
+def until(run: xr.Dataset, last: int) -> xr.Dataset:
+    """What was seen of a run up to a step, that one included."""
+    times = [name for name in ("step", "measured", "observed", "spectral") if name in run.coords]
+    return run.sel({name: slice(None, last) for name in times})
+
+
 def networks(*kinds: str, seeds: Sequence[int] = SEEDS) -> dict[str, list[xr.Dataset]]:
     """The recorded runs of each network, by what a table calls it; networks without any are left out."""
     entries, store, found = catalogue(), Store(), {}

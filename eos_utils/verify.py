@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -185,7 +186,7 @@ def survey(*, device: str = "auto", progress: bool = True, wholes: int = 3, jobs
         if states[entry.name].state == "stale":
             yield Row(entry.name, "nothing to replay", states[entry.name].why, False)
     first = [entry.name for entry in sorted(there, key=_begins_at)]
-    cheapest = [entry.name for entry in sorted((e for e in there if _judged(e)), key=lambda e: e.minutes)[:wholes]]
+    cheapest = list(islice((e.name for e in sorted(there, key=lambda e: e.minutes) if _judged(e)), wholes))
     with tempfile.TemporaryDirectory(prefix="eos-points-") as points:
         yield from _each(partial(_first_steps, device=device, points=Path(points)), first, "first steps", jobs)
     yield from _each(partial(_whole, device=device, progress=progress and jobs == 1), cheapest, "whole", jobs)

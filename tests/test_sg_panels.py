@@ -144,3 +144,13 @@ def test_signs_of_the_oscillation(antiphase):
     # δ = -flip: the norm, which goes with -flip, falls after δ > 0; Λ, which goes with flip, rises then.
     assert marks.follows(antiphase, "norm_A2") == 1 and marks.follows(antiphase, "sharpness") == 0
     assert np.isnan(marks.follows(run_of(np.linspace(0.2, 0.5, 60), np.ones(60)), "sharpness"))
+
+
+def test_a_change_is_judged_over_the_steps_that_both_runs_have(antiphase):
+    """The same run against a shorter part of it: no change, although the share grows with the length."""
+    short = panels.until(antiphase, 240)
+    assert short.sizes["step"] == short.sizes["observed"] == 241 and int(short["observed"][-1]) == 240
+    header, ((name, pairs, *moves),) = marks.dependence({"tanh, 3 hidden": [antiphase], "the same, 200 wide": [short]})
+    assert (name, pairs) == ("tanh, 3 hidden layers, 100 → 200 units", "1") and len(moves) == len(header) - 2
+    assert [move.split()[0] for move in moves] == ["0", "0", "0", "0"]
+    assert marks.an.anomaly_share(antiphase) > marks.an.anomaly_share(short) + 0.1
