@@ -225,9 +225,8 @@ def _cases(count: int) -> str:
 
 
 FORKS = (
-    "<caption>Forks: least and most over continuations of a run that were perturbed by a relative 10⁻⁶ at the edge. "
+    "Forks: least and most over continuations of a run that were perturbed by a relative 10⁻⁶ at the edge. "
     'Fragile: a threshold moved by 20 % would change the verdict (<a href="../book/conventions.html">conventions</a>).'
-    "</caption>"
 )
 
 
@@ -239,7 +238,7 @@ def verdicts(notebook: str, trajectory: xr.Dataset, canonical: str) -> Any:
     if not is_canonical(trajectory, canonical):
         same = trajectory.attrs["key"] == catalogue.find(canonical).experiment.key
         return HTML(_measured_here(mine, trajectory, "Computed here" if same else "Other settings than on record"))
-    rows = [_cells("th", "Claim", "Measured, mean over runs [bootstrap interval]", "Forks", "Verdict")]
+    rows = [_cells("th", "Claim", "Verdict", "Measured, mean over runs [bootstrap interval]", "Forks")]
     for claim in mine:
         verdict = claims.evaluate(claim)
         found = verdict["statistic"]
@@ -257,7 +256,7 @@ def verdicts(notebook: str, trajectory: xr.Dataset, canonical: str) -> Any:
             measured += f"<br>corrected: {number(repaired['value'])} {_worded(repaired['unit'])}"
             badge += f"<br>corrected: {_badge(verdict['corrected'])}"
         link = f'<a href="../book/claims.html#claim-{claim["id"].replace(".", "-")}">{_worded(claim["statement"])}</a>'
-        rows.append(_cells("td", link, measured, forks, badge))
+        rows.append(_cells("td", link, badge, measured, forks))
     return HTML(_scrollable("Verdicts of this page", rows, FORKS))
 
 
@@ -282,7 +281,7 @@ def checks(notebook: str, p: SimpleNamespace) -> Any:
             what = _worded(f"{claim['statement'].strip()} ({claim['rule'].get('unit', '1')})")
             rows.append(_cells("td", what, number(here.value), number(there.get("value"))))
         return HTML("<p>Other settings than on record: no verdict.</p>" + _scrollable("Measured here", rows))
-    rows = [_cells("th", "Claim", "Tested", "Found", "As printed", "Corrected")]
+    rows = [_cells("th", "Claim", "As printed", "Tested", "Found", "Corrected")]
     for claim in mine:
         verdict = claims.evaluate(claim)
         found, repaired = verdict["statistic"], verdict.get("corrected_statistic")
@@ -294,7 +293,7 @@ def checks(notebook: str, p: SimpleNamespace) -> Any:
             corrected = f"{_badge(verdict['corrected'])} {number(repaired['value'])} {_worded(repaired['unit'])}"
         link = f'<a href="../book/claims.html#claim-{claim["id"].replace(".", "-")}">{_worded(claim["statement"])}</a>'
         badge = _badge(verdict["as_printed"], ", fragile" if verdict["fragile"] else "")
-        rows.append(_cells("td", link, _worded(tested), _worded(shown), badge, corrected))
+        rows.append(_cells("td", link, badge, _worded(tested), _worded(shown), corrected))
     return HTML(_scrollable("Verdicts of this page", rows))
 
 
@@ -356,6 +355,8 @@ def _measured_here(mine: list[dict[str, Any]], trajectory: xr.Dataset, what: str
 
 
 def _scrollable(label: str, rows: list[str], caption: str = "") -> str:
+    if caption:  # in a <span>, which can be narrower than the table and stay where it is while that is scrolled
+        caption = f"<caption><span>{caption}</span></caption>"
     return (
         f'<div class="eos-scroll" tabindex="0" role="region" aria-label="{label}"><table class="eos-table">'
         f"{caption}<thead>{rows[0]}</thead><tbody>{''.join(rows[1:])}</tbody></table></div>"
@@ -393,7 +394,7 @@ def table(label: str, header: list[str], rows: list[list[str]]) -> Any:
     from IPython.display import HTML
 
     cells = [_cells("th", *map(html.escape, header)), *(_cells("td", *map(html.escape, row)) for row in rows)]
-    return HTML(_scrollable(html.escape(label), cells, f"<caption>{html.escape(label)}</caption>"))
+    return HTML(_scrollable(html.escape(label), cells, html.escape(label)))
 
 
 def glue(numbers: dict[str, str]) -> None:

@@ -94,9 +94,9 @@ def by_phase(groups: Groups) -> Table:
 CHANGES = {
     "linear, 1 → 4 hidden layers": ("linear, 1 hidden", "linear, 4 hidden"),
     "tanh, 1 → 3 hidden layers": ("tanh, 1 hidden", "tanh, 3 hidden"),
-    "tanh, 3 hidden layers, η → η / 2": ("tanh, 3 hidden", "the same, η / 2"),
-    "tanh, 3 hidden layers, 100 → 200 units": ("tanh, 3 hidden", "the same, 200 wide"),
-    "linear, 2 hidden layers, second data": ("linear, 2 hidden", "the same, second data"),
+    "tanh, 3 hidden layers, η → η / 2": ("tanh, 3 hidden", "tanh, 3 hidden, η / 2"),
+    "tanh, 3 hidden layers, 100 → 200 units": ("tanh, 3 hidden", "tanh, 3 hidden, 200 wide"),
+    "linear, 2 hidden layers, second data": ("linear, 2 hidden", "linear, 2 hidden, second data"),
 }
 
 
@@ -134,7 +134,10 @@ def _moved(points: Sequence[float]) -> str:
         return "–"
     mean = known.mean()
     agree = int((np.sign(known) == np.sign(mean)).sum())
-    text = f"{mean:+.0f} ({known.min():+.0f} to {known.max():+.0f}), {agree} of {len(known)}"
+    low, high = round(known.min()), round(known.max())
+    text = f"{mean:+.0f}" if low == high else f"{mean:+.0f} ({low:+d} to {high:+d})"
+    if low or high:
+        text += f", {agree} of {len(known)}"
     return re.sub(r"[+-]0\b", "0", text).replace("-", "−")
 
 

@@ -2,10 +2,12 @@
 
 import importlib.util
 import pathlib
+import sys
 
 from eos_utils import claims
 
 PATH = pathlib.Path(__file__).resolve().parents[1] / "book" / "_ext" / "eos_book.py"
+sys.path.append(str(PATH.parent))  # where Jupyter Book puts it: one extension imports another
 
 
 def extension():

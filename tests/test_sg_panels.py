@@ -137,7 +137,7 @@ def test_what_a_change_does_is_counted_within_a_seed(cyclic, antiphase):
     assert name == "tanh, 1 → 3 hidden layers" and pairs == "2"
     share = 100 * marks.an.anomaly_share(antiphase, "after") - 100 * marks.an.anomaly_share(cyclic, "after")
     assert after == f"{share / 2:+.0f} (0 to {share:+.0f}), 1 of 2" and share > 90
-    assert before == "0 (0 to 0), 2 of 2"
+    assert before == "0"
 
 
 def test_signs_of_the_oscillation(antiphase):
@@ -150,7 +150,9 @@ def test_a_change_is_judged_over_the_steps_that_both_runs_have(antiphase):
     """The same run against a shorter part of it: no change, although the share grows with the length."""
     short = panels.until(antiphase, 240)
     assert short.sizes["step"] == short.sizes["observed"] == 241 and int(short["observed"][-1]) == 240
-    header, ((name, pairs, *moves),) = marks.dependence({"tanh, 3 hidden": [antiphase], "the same, 200 wide": [short]})
+    header, ((name, pairs, *moves),) = marks.dependence(
+        {"tanh, 3 hidden": [antiphase], "tanh, 3 hidden, 200 wide": [short]}
+    )
     assert (name, pairs) == ("tanh, 3 hidden layers, 100 → 200 units", "1") and len(moves) == len(header) - 2
-    assert [move.split()[0] for move in moves] == ["0", "0", "0", "0"]
+    assert moves == ["0", "0", "0", "0"]
     assert marks.an.anomaly_share(antiphase) > marks.an.anomaly_share(short) + 0.1

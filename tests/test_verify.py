@@ -7,7 +7,7 @@ import yaml
 from eos_utils import cli, store
 from eos_utils.catalogue import catalogue, record
 from eos_utils.store import Store
-from eos_utils.verify import replay, whole
+from eos_utils.verify import _foreseeable, replay, whole
 
 
 @pytest.fixture
@@ -112,3 +112,14 @@ def test_a_fork_is_replayed_from_its_start(toy, tmp_path):
 def test_quick_takes_the_last_point_with_steps_after_it(toy):
     (found,) = replay(toy, quick=True)
     assert found.step == 40
+
+
+def test_a_run_that_begins_far_above_the_edge_is_replayed_as_long_as_rounding_allows(toy):
+    """ηλ = 5 multiplies a difference by 4 a step: from 1e-7 it takes seven to reach 1e-3, from 2e-16 more than 20."""
+    run = Store().load(toy.experiment.key).copy(deep=True)
+    assert _foreseeable(run, 0, 1e-7) == _foreseeable(run, 60, 1e-7) - 60 == 20
+    run["eigenvalue"][:] = 5 / float(toy.experiment.step_size)
+    assert _foreseeable(run, 0, 1e-7) == 6 and 4**6 * 1e-7 < 1e-3 < 4**7 * 1e-7
+    assert _foreseeable(run, 0, 2e-16) == 20 and _foreseeable(run, 80, 1e-7) == 86
+    run["eigenvalue"][8:] = 1.0  # measured from step 56 on: quiet again
+    assert _foreseeable(run, 53, 1e-7) == 73

@@ -4,8 +4,6 @@ Directives
     `{eos-claims}`     claims as cards; options `paper`, `notebook`, `item`, `kind`, `verdicts` (several, with commas);
                        flags `counts` for numbers only, `list` for a line each
     `{eos-inventory}`  the items of a paper (its argument) with their page and the verdicts of their claims
-    `{eos-faults}`     what was broken on purpose and what happened, from bench/results/faults.json
-    `{eos-statements}` every numbered statement of the papers, with links to its blocks, as printed and corrected
 
 Verdicts come from `eos_utils.claims` alone. The ledger is evaluated once a build; pages that show it are
 rendered again when it has changed. The HTML output gets `claims.json`, the same ledger as a list of objects.
@@ -25,11 +23,11 @@ from urllib.parse import urlsplit
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from eos_tables import table
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from eos_utils import bench_results
 from eos_utils import claims as ledgers
 from eos_utils.wording import indexed, listed, rule_in_words
 
@@ -352,29 +350,6 @@ class Claims(LedgerDirective):
         return fields
 
 
-def table(widths: tuple[int, ...], header: list[str], rows: list[list[list[nodes.Node]]]) -> nodes.table:
-    """A table with a head, columns of these relative widths, and a list of nodes in each cell."""
-
-    def line(cells: list[list[nodes.Node]]) -> nodes.row:
-        return nodes.row("", *[nodes.entry("", nodes.paragraph("", "", *cell)) for cell in cells])
-
-    out = nodes.table(classes=["eos-inventory", "colwidths-given"])
-    group = nodes.tgroup(cols=len(widths))
-    out += group
-    group += [nodes.colspec(colwidth=w) for w in widths]
-    head = nodes.thead("", line([[nodes.Text(t)] for t in header]))
-    group += [head, nodes.tbody("", *map(line, rows))]
-    return out
-
-
-class Faults(SphinxDirective):
-    """What was broken on purpose."""
-
-    def run(self) -> list[nodes.Node]:
-        header, rows = bench_results.faults()
-        return [table((38, 14, 48), header, [[[nodes.Text(cell)] for cell in row] for row in rows])]
-
-
 class Inventory(LedgerDirective):
     """Every item of a paper: place and title, page, verdicts of its claims."""
 
@@ -395,42 +370,6 @@ class Inventory(LedgerDirective):
 
 
 # ---- repairs, and what the published address decides ---------------------------------------------
-
-
-class Statements(SphinxDirective):
-    """A place for the table of statements, which is known when all pages have been read (`listed_statements`)."""
-
-    def run(self) -> list[nodes.Node]:
-        return [nodes.container(classes=["eos-statements-here"])]
-
-
-def listed_statements(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """A row for each statement of a paper, in the order of the book, with a link to each of its blocks."""
-    for here in list(
-        doctree.findall(lambda n: isinstance(n, nodes.container) and "eos-statements-here" in n["classes"])
-    ):
-        found: dict[str, list[nodes.Node]] = {}
-        titles: dict[str, dict[str, str]] = {}
-        for label, entry in app.env.proof_list.items():  # type: ignore[attr-defined]
-            doc = entry["docname"]
-            if doc not in titles:
-                blocks = app.env.get_doctree(doc).findall(lambda n: "realtype" in getattr(n, "attributes", {}))
-                titles[doc] = {node["label"]: node["title"].strip(" ()") for node in blocks}
-            kind, title = entry["countertype"], titles[doc][label]
-            number = ".".join(map(str, app.env.toc_fignumbers[doc][kind][label]))
-            name, _, version = title.rpartition(", ")
-            if not name:  # a definition of ours
-                continue
-            uri = f"{app.builder.get_relative_uri(docname, doc)}#{label}"
-            link = nodes.reference("", f"{version} ({kind.capitalize()} {number})", internal=True, refuri=uri)
-            found.setdefault(name, []).extend([nodes.Text(", "), link])
-        rows = [[[nodes.Text(name)], links[1:]] for name, links in sorted(found.items(), key=lambda i: by_number(i[0]))]
-        here.replace_self(table((40, 60), ["In the paper", "Here"], rows))
-
-
-def by_number(name: str) -> list:
-    """For sorting: 'SG, Lemma 3.2' after 'SG, Lemma 3.1' and before 'SG, Lemma 3.10'."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def repair(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
@@ -465,11 +404,8 @@ def setup(app: Sphinx) -> dict:
         app.add_config_value("sitemap_url_scheme", "", "")
     app.add_directive("eos-claims", Claims)
     app.add_directive("eos-inventory", Inventory)
-    app.add_directive("eos-faults", Faults)
-    app.add_directive("eos-statements", Statements)
     app.connect("builder-inited", load)
     app.connect("env-get-outdated", outdated)
-    app.connect("doctree-resolved", listed_statements)
     app.connect("html-page-context", repair, priority=900)
     app.connect("build-finished", write_json)
     return {"version": "0.1.0", "parallel_read_safe": True, "parallel_write_safe": True}
