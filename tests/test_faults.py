@@ -8,6 +8,7 @@ import os
 import pathlib
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -236,6 +237,22 @@ def test_the_recorded_table_has_no_outcome_that_must_not_be():
         assert row["done"] == SCENARIOS[name].done and row["times"] == sum(row["happened"].values()) > 0
     header, table = bench_results.faults()
     assert len(table) == len(rows) and all(len(row) == len(header) and all(row) for row in table)
+
+
+def test_scenarios_go_on_side_by_side_and_leave_what_is_recorded_of_others(tmp_path):
+    def faults(*names):
+        command = [sys.executable, "-m", "faults", *names, "--share", "0.01", "--jobs", "2", "--json", str(table)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    table = tmp_path / "faults.json"
+    table.write_text(json.dumps({"rows": {"clock": {"done": "kept"}}}), encoding="utf-8")
+    done = faults("code", "flip-manifests")
+    assert done.returncode == 0 and "0 outcomes that must not be" in done.stdout, done.stdout + done.stderr
+    rows = json.loads(table.read_text(encoding="utf-8"))["rows"]
+    assert list(rows) == ["clock", "flip-manifests", "code"] and rows["clock"] == {"done": "kept"}
+    assert (rows["flip-manifests"]["times"], rows["flip-manifests"]["asked"], rows["code"]["times"]) == (5, 500, 1)
+    done = faults("nothing")
+    assert done.returncode == 2 and "no scenario nothing" in done.stderr
 
 
 def test_a_place_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch, short, sparse):
