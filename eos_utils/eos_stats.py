@@ -43,7 +43,7 @@ def entry_step(run: xr.Dataset, eig: int = 1, level: float = ENTRY_LEVEL) -> flo
 
 
 def initial_sharpness(run: xr.Dataset) -> float:
-    r""":math:`\lambda_1\eta/2` at the first measurement; EoS claims need it below 0.9."""
+    """λ₁η/2 at the first measurement; EoS claims need it below 0.9."""
     return float(scaled(run)[0, 0])
 
 

@@ -210,7 +210,7 @@ def both_settle(*, labels: str, m: int, scale: float, q_plus: float, steps: int,
 def admitted_edge(
     *, labels: str, m: int, scale: float, fractions: list[float], steps: int, seed: int, seeds: int
 ) -> Tested:
-    r"""Number of runs at step sizes :math:`\eta = c/L`, L of Lemma A.1 with A = 2, that are unstable.
+    """Number of runs at step sizes η = c/L, L of Lemma A.1 with A = 2, that are unstable.
 
     Unstable: between the 40th part and a quarter of the run, the largest eigenvalue of the Hessian is above 2/η at a
     tenth of the steps or more. The lemma admits c < 1.

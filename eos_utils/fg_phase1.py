@@ -307,7 +307,7 @@ def _cosines_at_size(growth: float, trials: int, seed: int) -> tuple[Array, Arra
 
 
 def alignment(sign: int, towards: int, growth: float, trials: int, seed: int) -> Tested:
-    r"""Largest value of 1 minus the cosine between a neuron of :math:`S_{1,\pm}` and ``towards`` times :math:`d_\pm`.
+    """Largest value of 1 minus the cosine between a neuron of S₁,± and ``towards`` times d±.
 
     ``sign``: which of the two sets. Over random networks at the end of phase 1, read as the last step before a weight
     exceeds ``growth`` times λ. They start so small that all of them are still far from fitting a label then.

@@ -215,8 +215,8 @@ def cases(trials: int) -> tuple[Case, ...]:
 
 
 def shared_spectrum(scale: float = 2.0, trials: int = 60) -> Tested:
-    r"""Largest difference between the sorted eigenvalues of G and those of :math:`\frac\kappa nJJ^\top`, zeros filled
-    up, relative to the largest; κ = ``scale`` is 2 for this loss, and another one is the control.
+    """Largest difference between the sorted eigenvalues of G and those of (κ/n)JJᵀ, zeros filled up, relative to the
+    largest; κ = ``scale`` is 2 for this loss, and another one is the control.
     """
     worst = 0.0
     for case in cases(trials):

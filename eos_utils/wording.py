@@ -49,7 +49,7 @@ def rule_in_words(rule: dict[str, Any] | None) -> str:
     known = {**STATISTICS, **GROUPED, **CHECKS}
     statistic = known.get(rule["statistic"])
     what = ((statistic and statistic.__doc__) or rule["statistic"]).strip().split("\n\n")[0]
-    out = re.sub(r"``?([^`]*)``?", r"\1", " ".join(what.split())).rstrip(".")
+    out = re.sub(r"(?::\w+:)?``?([^`]*)``?", r"\1", " ".join(what.split())).replace("\\|", "|").rstrip(".")
     if rule.get("arguments"):
         out += f" ({listed(rule['arguments'])})"
     yes, no = rule.get("outcomes", ("Accepted", "rejected"))
@@ -72,24 +72,31 @@ def listed(value: Any) -> str:
     """A list, or a dictionary, or a word as one line."""
     if isinstance(value, dict):
         return "; ".join(f"{k}: {listed(v)}" for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
 
 # A letter or a closing mark with an index or an exponent, as the ledger writes it: w_j, λ_min, d_j,₊, ‖M‖_F, A^t.
+POWER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)e-(\d+)(?!\w)")
 INDEXED = re.compile(
     r"(?<=[^\W\d_]|[‖|)⟩\u0302])"
     r"(?:_((?:min|max|init|[^\W\d_])(?![A-Za-z0-9_])(?:,[₊₋])?)|\^(?:\(([^()]+)\)|([A-Za-zε])(?![A-Za-z0-9_])))"
+    r"|(?<=10)\^\((−\d+)\)"
 )
 
 
 def indexed(text: str) -> list[tuple[str, str]]:
     """Pieces of a sentence, each with '' or, for what belongs below or above the line, 'sub' or 'sup'.
 
-    Names such as ``half_mse`` stay as they are.
+    Names such as ``half_mse`` stay as they are, and ``1e-6`` becomes a power of ten.
 
     >>> indexed("‖w_j‖ < λ^(1−rε), half_mse")
     [('', '‖w'), ('sub', 'j'), ('', '‖ < λ'), ('sup', '1−rε'), ('', ', half_mse')]
+    >>> indexed("within 1e-6 or 2.5e-10")
+    [('', 'within 10'), ('sup', '−6'), ('', ' or 2.5·10'), ('sup', '−10'), ('', '')]
     """
+    text = POWER.sub(lambda m: f"{'' if float(m[1]) == 1 else m[1] + '·'}10^(−{int(m[2])})", text)
     out, at = [], 0
     for found in INDEXED.finditer(text):
         index, *exponents = found.groups()

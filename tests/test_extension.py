@@ -2,9 +2,10 @@
 
 import importlib.util
 import pathlib
+import re
 import sys
 
-from eos_utils import claims
+from eos_utils import claims, wording
 
 PATH = pathlib.Path(__file__).resolve().parents[1] / "book" / "_ext" / "eos_book.py"
 sys.path.append(str(PATH.parent))  # where Jupyter Book puts it: one extension imports another
@@ -51,3 +52,13 @@ def test_no_statement_of_the_ledger_shows_a_bare_index():
     for claim in claims.claims():
         for node in module.mathematical(claim["statement"]):
             assert "_" not in node.astext() and "^" not in node.astext(), claim["statement"]
+
+
+def test_rules_are_in_words_without_markup_and_every_argument_has_a_value():
+    for claim in claims.claims():
+        for rule in (claim.get("rule"), (claim.get("rule") or {}).get("corrected")):
+            said = wording.rule_in_words(rule)
+            assert not re.search(r":\w+:|`|\\|: [;,)]", said), said
+    assert wording.listed({"eta": 0.0, "strict": False, "part": None, "at": [1, 2]}) == (
+        "eta: 0.0; strict: no; part: ; at: 1, 2"
+    )
