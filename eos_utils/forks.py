@@ -52,6 +52,15 @@ def point_path(key: str, version: str, step: int, folder: pathlib.Path | None = 
     return (folder or points_folder()) / f"{key}-{version}-{step}.pt"
 
 
+def calm_until(run: xr.Dataset) -> int:
+    """The step, after the first hundred, at which the loss first rises; the last one of a run whose loss never rises.
+
+    From there on rounding grows until two computations of the same run have nothing but their statistics in common.
+    """
+    steps, rises = run["step"].values, np.flatnonzero(np.diff(run["loss"].values) > 0)
+    return int(steps[rises[rises > 100][0]]) if (rises > 100).any() else int(steps[-1])
+
+
 def tolerance(step: int, calm: int) -> float:
     """By how much the loss of a replay may be off; ``calm``: the step at which it first rises, where chaos sets in.
 
@@ -93,8 +102,7 @@ def _replayed(
             theta = torch.from_numpy(np.array(found)).to(objective.device, objective.dtype)
         else:
             theta = read_checkpoint(found, objective.device)
-    rises = np.flatnonzero(np.diff(losses) > 0)
-    calm = int(steps[rises[rises > 100][0]]) if (rises > 100).any() else int(steps[-1])
+    calm = calm_until(base)
     for t in range(begin, at + 1):
         value, gradient, _ = objective.gradient(theta)
         apart = abs(float(value) / losses[t - steps[0]] - 1)

@@ -9,6 +9,7 @@ statistics, with the spread of the recorded forks as the measure.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from eos_utils.catalogue import Entry, catalogue, find
 from eos_utils.checkpoint import forget
 from eos_utils.curvature import Hessian
 from eos_utils.data import DataError
-from eos_utils.forks import start_of
+from eos_utils.forks import calm_until, start_of
 from eos_utils.lanczos import top_eigenpairs
 from eos_utils.residual import gram_of
 from eos_utils.run import compute, pick_device
@@ -40,8 +41,9 @@ ROUNDINGS = 10  # of one number: what a step differs by between two machines
 LOSS_TOLERANCE = 1e-3  # relative, over 20 steps: rounding at the edge grows by a few per cent a step
 # A point that is replayed from a base is known roughly. Rounding grows below the edge too: four computations of the
 # first 1,300 steps of Figure 1's fifth seed, on two machines with one thread and two, end 1e-4 apart in the loss and
-# 6e-3 in the sharpness, and past the edge it grows faster. So there the tolerances are wider by these factors.
+# 6e-3 in the sharpness. So there the tolerances are wider by these factors.
 REPLAYED_SLACK = (5, 50)
+EXACT = 1e-6  # a replay whose loss is this close to the base's went the same way
 EIGENVALUE_TOLERANCE = 3e-3  # of the largest: three times what a record's own bounds allow
 
 
@@ -57,12 +59,14 @@ class Replay:
     slack: float = 1.0  # by which the tolerances are wider: a point that had to be replayed is known roughly
 
     @property
-    def agrees(self) -> bool:
-        """Whether both differences are within tolerance."""
-        return self.loss <= self.slack * LOSS_TOLERANCE and self.eigenvalue <= self.slack * EIGENVALUE_TOLERANCE
+    def agrees(self) -> bool | None:
+        """Whether both differences are within tolerance; None past the edge of a base that goes another way here."""
+        if math.isinf(self.slack):
+            return None
+        return bool(self.loss <= self.slack * LOSS_TOLERANCE and self.eigenvalue <= self.slack * EIGENVALUE_TOLERANCE)
 
     def __str__(self) -> str:
-        outcome = "agrees" if self.agrees else "DIFFERS"
+        outcome = {True: "agrees", False: "DIFFERS", None: "cannot be judged"}[self.agrees]
         return (
             f"{outcome} from {self.begin} ({self.steps} steps from {self.step}): loss within {self.loss:.1e}, "
             f"eigenvalues within {self.eigenvalue:.1e}"
@@ -148,9 +152,14 @@ def _foreseeable(run: xr.Dataset, begin: int, rounding: float) -> int:
 
 
 def _slack(loss: float, base: xr.Dataset, step: int) -> float:
-    """How well a replayed point is known: as well as its loss is that on record for the base; exactly up to 1e-6."""
+    """How well a replayed point is known: as well as its loss is that on record for the base; past the edge not at all.
+
+    There two machines agree in statistics only, unless they have gone the same way up to rounding.
+    """
     apart = abs(loss / float(base["loss"].sel(step=step)) - 1)
-    return 1.0 if apart < 1e-6 else float(np.clip(apart / 1e-4, *REPLAYED_SLACK))
+    if apart < EXACT:
+        return 1.0
+    return math.inf if step >= calm_until(base) else float(np.clip(apart / 1e-4, *REPLAYED_SLACK))
 
 
 def whole(entry: Entry, *, device: str = "auto", progress: bool = True) -> list[str]:
@@ -185,12 +194,15 @@ def _judged(entry: Entry) -> list[dict]:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of :func:`survey`: the run, what was done with it, what came of it, whether that is as it should be."""
+    """One line of :func:`survey`: the run, what was done with it, what came of it, whether that is as it should be.
+
+    None is neither: the run begins at a point that this machine does not come to.
+    """
 
     name: str
     done: str
     found: str
-    agrees: bool
+    agrees: bool | None
 
 
 def survey(*, device: str = "auto", progress: bool = True, wholes: int = 3, jobs: int = 1) -> Iterator[Row]:

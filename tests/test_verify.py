@@ -1,13 +1,16 @@
 """`eos verify`: a replay agrees with an honest record, and with no other."""
 
+import math
+
 import numpy as np
 import pytest
+import xarray as xr
 import yaml
 
-from eos_utils import cli, store
+from eos_utils import cli, forks, store, verify
 from eos_utils.catalogue import catalogue, record
 from eos_utils.store import Store
-from eos_utils.verify import _foreseeable, replay, whole
+from eos_utils.verify import Replay, _foreseeable, _slack, replay, whole
 
 
 @pytest.fixture
@@ -76,8 +79,6 @@ def test_a_whole_rerun_needs_forks_to_be_compared_with(toy, tmp_path):
 
 
 def test_a_whole_rerun_is_compared_with_the_spread_of_the_forks(toy, tmp_path, monkeypatch):
-    from eos_utils import verify
-
     (tmp_path / "book" / "claims").mkdir(parents=True)
     claim = {"rule": {"statistic": "initial_sharpness", "experiments": ["toy"], "forks": ["f"]}}
     monkeypatch.setattr(verify.claims, "claims", lambda place: [claim])
@@ -123,3 +124,25 @@ def test_a_run_that_begins_far_above_the_edge_is_replayed_as_long_as_rounding_al
     assert _foreseeable(run, 0, 2e-16) == 20 and _foreseeable(run, 80, 1e-7) == 86
     run["eigenvalue"][8:] = 1.0  # measured from step 56 on: quiet again
     assert _foreseeable(run, 53, 1e-7) == 73
+
+
+def test_past_the_edge_of_a_base_that_goes_another_way_nothing_is_judged():
+    steps = np.arange(201)
+    loss = np.exp(-steps / 100.0)
+    loss[151:] *= 1.1  # rises at step 151
+    base = xr.Dataset({"loss": ("step", loss)}, {"step": steps})
+    assert forks.calm_until(base) == 150 and forks.calm_until(base.isel(step=slice(140))) == 139
+    for step, off, slack in [(160, 1e-2, math.inf), (160, 1e-7, 1), (140, 1e-2, 50), (140, 1e-7, 1), (140, 1e-5, 5)]:
+        assert _slack(float(loss[step]) * (1 + off), base, step) == slack
+    unknown = Replay("a replay of its base", 160, loss=0.2, eigenvalue=0.1, slack=math.inf)
+    assert unknown.agrees is None and str(unknown).startswith("cannot be judged from a replay of its base (20 steps")
+
+
+def test_what_cannot_be_judged_counts_neither_way(monkeypatch, capsys):
+    rows = [verify.Row("a", "first steps", "agrees", True), verify.Row("b", "first steps", "cannot be judged", None)]
+    monkeypatch.setattr(verify, "survey", lambda **_: iter(rows))
+    assert cli.main(["verify", "--all"]) == 0
+    assert "1 of 1 agree; 1 begin past the edge of a run that goes another way" in capsys.readouterr().out
+    rows.append(verify.Row("c", "first steps", "DIFFERS", False))
+    assert cli.main(["verify", "--all"]) == 1
+    assert "1 of 2 agree; 1 begin" in capsys.readouterr().out
