@@ -163,11 +163,10 @@ def _slack(loss: float, base: xr.Dataset, step: int) -> float:
 
 
 def whole(entry: Entry, *, device: str = "auto", progress: bool = True) -> list[str]:
-    """Computes a run anew and returns where its statistics leave the range of the recorded forks.
+    """Computes a run anew and returns where its statistics are not what the recorded forks let one expect.
 
-    For every claim with forks whose statistic is judged on this run: the new value must lie within the values of the
-    record and of its forks, widened by their range on both sides. An empty list is agreement; a run with no such
-    claim cannot be judged and raises ``ValueError``.
+    For every claim with forks whose statistic is judged on this run, :func:`expected` of the record and its forks. An
+    empty list is agreement; a run with no such claim cannot be judged and raises ``ValueError``.
     """
     place = root()
     judged = _judged(entry)
@@ -178,12 +177,29 @@ def whole(entry: Entry, *, device: str = "auto", progress: bool = True) -> list[
     outside = []
     for claim in judged:
         rule = claim["rule"]
-        known = claims.measure([entry.name, *_forks_of(entry, rule)], rule, place).values()
-        low, high = min(known), max(known)
+        known = list(claims.measure([entry.name, *_forks_of(entry, rule)], rule, place).values())
         value = registry.STATISTICS[rule["statistic"]](run, **rule.get("arguments", {}))
-        if not low - (high - low) <= value <= high + (high - low):
-            outside.append(f"{rule['statistic']} is {value:.4g}, on record and in its forks {low:.4g} to {high:.4g}")
+        low, high = expected(known, len(judged))
+        if not low <= value <= high:
+            outside.append(f"{rule['statistic']} is {value:.4g}, expected from the forks {low:.4g} to {high:.4g}")
     return outside
+
+
+def expected(known: Sequence[float], statistics: int, level: float = 0.01) -> tuple[float, float]:
+    r"""Student's prediction interval for one more value, at the level :math:`\alpha/K` if K statistics are looked at.
+
+    :math:`\bar x \pm t_{n-1,\,1-\alpha/2K}\, s\sqrt{1 + 1/n}`, so that a sound rerun has all of its statistics inside
+    with a probability of :math:`1 - \alpha` at least, where they are normal.
+
+    >>> low, high = expected([1.0, 1.1, 0.9, 1.05, 0.95], statistics=1)
+    >>> f"{low:.2f} to {high:.2f}"
+    '0.60 to 1.40'
+    """
+    from scipy.stats import t
+
+    n, mean = len(known), float(np.mean(known))
+    wide = float(t.ppf(1 - level / (2 * statistics), n - 1) * np.std(known, ddof=1) * math.sqrt(1 + 1 / n))
+    return mean - wide, mean + wide
 
 
 def _judged(entry: Entry) -> list[dict]:

@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import xarray as xr
 import yaml
 
 from eos_utils import cli, forks, store, verify
 from eos_utils.catalogue import catalogue, record
 from eos_utils.store import Store
-from eos_utils.verify import Replay, _foreseeable, _slack, replay, whole
+from eos_utils.verify import Replay, _foreseeable, _slack, expected, replay, whole
 
 
 @pytest.fixture
@@ -84,10 +85,22 @@ def test_a_whole_rerun_is_compared_with_the_spread_of_the_forks(toy, tmp_path, m
     monkeypatch.setattr(verify.claims, "claims", lambda place: [claim])
     monkeypatch.setattr(verify, "_forks_of", lambda entry, rule: ["f"])
     truth = float(Store().load(toy.experiment.key)["eigenvalue"][0, 0]) / 12
-    for spread, agrees in {(truth, truth + 0.01): True, (truth + 0.05, truth + 0.06): False}.items():
-        monkeypatch.setattr(verify.claims, "measure", lambda *a, s=spread: dict(zip("ab", s, strict=True)))
+    for off, agrees in {0.0: True, 0.02: True, 0.06: False, -0.06: False}.items():
+        spread = truth + off + np.array([-0.01, -0.005, 0.0, 0.005, 0.01])
+        monkeypatch.setattr(verify.claims, "measure", lambda *a, s=spread: dict(zip("abcde", s, strict=True)))
         outside = whole(toy, progress=False)
-        assert (outside == []) is agrees, (outside, np.array(spread))
+        assert (outside == []) is agrees, (outside, spread)
+
+
+def test_a_sound_rerun_has_all_of_many_statistics_inside():
+    """Twenty independent normal statistics, four forks and a record: one rerun in a hundred may have one outside."""
+    draws = np.random.default_rng(0).normal(size=(4000, 20, 6))
+    t = scipy.stats.t.ppf(1 - 0.01 / 40, 4)  # what `expected` says, for all draws at once
+    wide = t * draws[..., :5].std(axis=-1, ddof=1) * np.sqrt(1.2)
+    low, high = expected(draws[0, 0, :5], 20)
+    assert (low, high) == pytest.approx(draws[0, 0, :5].mean() + wide[0, 0] * np.array([-1, 1]))
+    inside = (abs(draws[..., 5] - draws[..., :5].mean(axis=-1)) <= wide).all(axis=1).mean()
+    assert inside == pytest.approx(0.99, abs=0.005)
 
 
 def test_a_damaged_record_fails_verification(toy, capsys):
