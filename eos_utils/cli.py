@@ -107,7 +107,7 @@ def _faults(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from eos_utils.verify import replay, survey, whole
+    from eos_utils.verify import INSIDE, replay, survey, whole
 
     if arguments.all:
         rows = []
@@ -117,15 +117,18 @@ def _verify(arguments: argparse.Namespace) -> int:
         for row in rows:
             outcome = {True: "ok", False: "NOT OK", None: "-"}[row.agrees]
             print(f"{outcome:<7} {row.name:<34} {row.done:<12} {row.found}")
-        unjudged = sum(row.agrees is None for row in rows)
-        print(f"{sum(row.agrees is True for row in rows)} of {len(rows) - unjudged} agree", end="")
-        print(f"; {unjudged} begin past the edge of a run that goes another way on this machine" if unjudged else "")
+        unjudged = [row for row in rows if row.agrees is None]
+        print(f"{sum(row.agrees is True for row in rows)} of {len(rows) - len(unjudged)} agree", end="")
+        if unjudged:
+            print(f"; {len(unjudged)} begin past the edge of a run that goes another way on this machine", end="")
+            print(f", {sum(row.joins for row in unjudged)} of them at what is on record for it", end="")
+        print()
         return int(not rows or any(row.agrees is False for row in rows))
     if arguments.whole:
         if not arguments.name:
             raise ValueError("--whole computes a run anew: give its name")
         outside = whole(catalogue.find(arguments.name), device=arguments.device)
-        print("\n".join(outside) or f"{arguments.name}: its statistics lie within the spread of the recorded forks")
+        print("\n".join(outside) or f"{arguments.name}: {INSIDE}")
         return int(bool(outside))
     entries = [catalogue.find(arguments.name)] if arguments.name else list(catalogue.catalogue().values())
     states = {e.name: e.status() for e in entries}

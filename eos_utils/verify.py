@@ -3,12 +3,14 @@
 float32 trajectories agree closely between machines before EoS; after it they are chaotic and only statistics agree.
 So a record is replayed for 20 steps from where it began and from each stored snapshot, or for as many as rounding
 allows in a run that begins far above the edge: the loss must agree at each step, and at every step measured in
-between the recorded eigenvalues must agree with a cold evaluation. A run computed anew as a whole is compared by its
-statistics, with the spread of the recorded forks as the measure.
+between the recorded eigenvalues must agree with a cold evaluation. Where a run begins past the edge of another one, to
+which no other machine can retrace that, its record is compared with the other one's at the step they share. A run
+computed anew as a whole is compared by its statistics, with the spread of the recorded forks as the measure.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,7 +28,7 @@ from eos_utils.catalogue import Entry, catalogue, find
 from eos_utils.checkpoint import forget
 from eos_utils.curvature import Hessian
 from eos_utils.data import DataError
-from eos_utils.forks import calm_until, start_of
+from eos_utils.forks import calm_until, start_of, tolerance
 from eos_utils.lanczos import top_eigenpairs
 from eos_utils.residual import gram_of
 from eos_utils.run import compute, pick_device
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 REPLAY_STEPS = 20
+INSIDE = "its statistics are what the record and its forks let one expect"
 ROUNDINGS = 10  # of one number: what a step differs by between two machines
 LOSS_TOLERANCE = 1e-3  # relative, over 20 steps: rounding at the edge grows by a few per cent a step
 # A point that is replayed from a base is known roughly. Rounding grows below the edge too: four computations of the
@@ -45,6 +48,7 @@ LOSS_TOLERANCE = 1e-3  # relative, over 20 steps: rounding at the edge grows by 
 REPLAYED_SLACK = (5, 50)
 EXACT = 1e-6  # a replay whose loss is this close to the base's went the same way
 EIGENVALUE_TOLERANCE = 3e-3  # of the largest: three times what a record's own bounds allow
+NOT_RETRACED = "this machine does not come to the same point, so that the steps after it are not compared"
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,22 @@ class Replay:
     eigenvalue: float
     steps: int = REPLAY_STEPS
     slack: float = 1.0  # by which the tolerances are wider: a point that had to be replayed is known roughly
+    joins: bool | None = None  # see `joins`, for a run that begins past the edge of a base that goes another way here
 
     @property
     def agrees(self) -> bool | None:
-        """Whether both differences are within tolerance; None past the edge of a base that goes another way here."""
+        """Whether both differences are within tolerance.
+
+        None past the edge of a base that goes another way here, unless the record contradicts that of the base.
+        """
         if math.isinf(self.slack):
-            return None
+            return False if self.joins is False else None
         return bool(self.loss <= self.slack * LOSS_TOLERANCE and self.eigenvalue <= self.slack * EIGENVALUE_TOLERANCE)
 
     def __str__(self) -> str:
+        if math.isinf(self.slack) and self.joins is not None:
+            outcome = "begins at" if self.joins else "DIFFERS from"
+            return f"{outcome} the loss and the eigenvalues on record for its base at step {self.step}; {NOT_RETRACED}"
         outcome = {True: "agrees", False: "DIFFERS", None: "cannot be judged"}[self.agrees]
         return (
             f"{outcome} from {self.begin} ({self.steps} steps from {self.step}): loss within {self.loss:.1e}, "
@@ -111,14 +122,15 @@ def replay(
     if quick:  # past the edge where possible, with enough steps on record after it
         known = [point for point in known if point[1] + REPLAY_STEPS <= steps[-1]][-1:]
     for label, begin, theta in known:
-        worst, apart, slack, projection = 0.0, 0.0, 1.0, entry.experiment.projection()
+        worst, apart, slack, joined, projection = 0.0, 0.0, 1.0, None, entry.experiment.projection()
         end = _foreseeable(run, begin, ROUNDINGS * torch.finfo(objective.dtype).eps)
         for t in range(begin, end + 1):
             value, gradient, _ = objective.gradient(theta)
             at = int(np.flatnonzero(steps == t)[0])
             worst = max(worst, abs(float(value) - loss[at]) / abs(loss[at]))
             if t == begin and label == replayed:
-                slack = _slack(float(value), store.load(fork["of"]), begin)
+                base = store.load(fork["of"])
+                slack, joined = _slack(float(value), base, begin), joins(run, base)
             for j in np.flatnonzero(measured == t):
                 cold = top_eigenpairs(Hessian(objective, theta), run.sizes["eig"], tol=1e-3, seed=t)
                 apart = max(apart, float(np.abs(cold.values.numpy() - eigenvalues[j]).max() / eigenvalues[j, 0]))
@@ -131,8 +143,33 @@ def replay(
             if projection is not None:
                 gradient = projection(t, objective, theta, gradient)
             theta = theta - eta[at] * gradient
-        found.append(Replay(label, begin, worst, apart, end - begin, slack))
+        found.append(Replay(label, begin, worst, apart, end - begin, slack, joined))
     return found
+
+
+def joins(run: xr.Dataset, base: xr.Dataset) -> bool | None:
+    """Whether a run begins at the loss and, if both measured them there, the eigenvalues on record for its base.
+
+    The losses are compared for as long as both take the same steps, up to those of a replay. Both records are of one θ
+    if this one was made from a point that the base's own run had left. None if the losses say that it was made from a
+    replay that went another way, which past the edge is no fault.
+    """
+    begin, last = int(run["step"][0]), min(int(each["step"][-1]) for each in (run, base))
+    both = slice(begin, min(last, begin + REPLAY_STEPS))
+    mine, others = run.sel(step=both), base.sel(step=both)
+    apart = abs(mine["loss"].values / others["loss"].values - 1)
+    if apart[0] > EXACT:
+        return None if apart[0] < tolerance(begin, calm_until(base)) else False
+    alike = np.cumprod(mine["eta"].values == others["eta"].values).sum()
+    if json.loads(run.attrs["experiment"]).get("project"):
+        alike = 0
+    if (apart[: alike + 1] > LOSS_TOLERANCE).any():
+        return False
+    if begin not in run["measured"] or begin not in base["measured"]:
+        return True
+    here, there = (each["eigenvalue"].sel(measured=begin).values for each in (run, base))
+    k = min(len(here), len(there))
+    return bool(abs(here[:k] - there[:k]).max() <= EIGENVALUE_TOLERANCE * there[0])
 
 
 def _foreseeable(run: xr.Dataset, begin: int, rounding: float) -> int:
@@ -212,13 +249,15 @@ def _judged(entry: Entry) -> list[dict]:
 class Row:
     """One line of :func:`survey`: the run, what was done with it, what came of it, whether that is as it should be.
 
-    None is neither: the run begins at a point that this machine does not come to.
+    None is neither: the run begins at a point that this machine does not come to; ``joins``: but at what is on record
+    for the other run.
     """
 
     name: str
     done: str
     found: str
     agrees: bool | None
+    joins: bool = False
 
 
 def survey(*, device: str = "auto", progress: bool = True, wholes: int = 3, jobs: int = 1) -> Iterator[Row]:
@@ -261,12 +300,12 @@ def _first_steps(name: str, device: str, points: Path) -> Row:
         (found,) = replay(find(name), device=device, first=True, points=points)
     except (StoreError, DataError) as error:
         return Row(name, "first steps", str(error), False)
-    return Row(name, "first steps", str(found), found.agrees)
+    return Row(name, "first steps", str(found), found.agrees, bool(found.joins))
 
 
 def _whole(name: str, device: str, progress: bool) -> Row:
     outside = whole(find(name), device=device, progress=progress)
-    found = "; ".join(outside) or "its statistics lie within the spread of the recorded forks"
+    found = "; ".join(outside) or INSIDE
     return Row(name, "whole", found, not outside)
 
 

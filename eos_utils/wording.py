@@ -77,8 +77,8 @@ def listed(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
 
-# A letter or a closing mark with an index or an exponent, as the ledger writes it: w_j, λ_min, d_j,₊, ‖M‖_F, A^t.
 POWER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)e-(\d+)(?!\w)")
+# A letter or a closing mark with an index or an exponent, as the ledger writes it: w_j, λ_min, d_j,₊, ‖M‖_F, A^t.
 INDEXED = re.compile(
     r"(?<=[^\W\d_]|[‖|)⟩\u0302])"
     r"(?:_((?:min|max|init|[^\W\d_])(?![A-Za-z0-9_])(?:,[₊₋])?)|\^(?:\(([^()]+)\)|([A-Za-zε])(?![A-Za-z0-9_])))"

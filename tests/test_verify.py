@@ -1,5 +1,6 @@
 """`eos verify`: a replay agrees with an honest record, and with no other."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ import yaml
 from eos_utils import cli, forks, store, verify
 from eos_utils.catalogue import catalogue, record
 from eos_utils.store import Store
-from eos_utils.verify import Replay, _foreseeable, _slack, expected, replay, whole
+from eos_utils.verify import Replay, _foreseeable, _slack, expected, joins, replay, whole
 
 
 @pytest.fixture
@@ -149,13 +150,50 @@ def test_past_the_edge_of_a_base_that_goes_another_way_nothing_is_judged():
         assert _slack(float(loss[step]) * (1 + off), base, step) == slack
     unknown = Replay("a replay of its base", 160, loss=0.2, eigenvalue=0.1, slack=math.inf)
     assert unknown.agrees is None and str(unknown).startswith("cannot be judged from a replay of its base (20 steps")
+    at = dataclasses.replace(unknown, joins=True)
+    assert at.agrees is None and str(at).startswith("begins at the loss and the eigenvalues on record for its base")
+    contradicts = dataclasses.replace(unknown, joins=False)
+    assert contradicts.agrees is False and str(contradicts).startswith("DIFFERS from the loss and the eigenvalues on")
+    assert dataclasses.replace(at, slack=1).agrees is False  # where a replay is possible, that alone counts
+
+
+@pytest.mark.parametrize("project", [None, {"eig": 1}])
+def test_a_branch_must_begin_at_what_is_on_record_for_its_base(toy, tmp_path, monkeypatch, project):
+    text = (tmp_path / "experiments" / "toy.yaml").read_text()
+    fork = {"steps": 30, "fork": {"of": "toy", "at": 42, "size": 0}, "decay": {"factor": "1/4", "at_step": 50}}
+    more = fork if project is None else {"steps": 30, "fork": fork["fork"], "project": project}
+    fields = {"branch": {"experiment": more, "measure": {"k": 2, "stride": 7}}}
+    (tmp_path / "experiments" / "toy.yaml").write_text(text + yaml.safe_dump(fields))
+    assert record(catalogue()["branch"], progress=False)
+    run, base = (Store().load(catalogue()[name].experiment.key) for name in ("branch", "toy"))
+    assert run["measured"].values[0] == run["step"].values[0] == 42 and joins(run, base) is True
+
+    def altered(name, index, factor):
+        other = run.copy(deep=True)
+        other[name][index] *= factor
+        return joins(other, base)
+
+    assert altered("loss", 0, 1 + 1e-5) is None and altered("loss", 0, 1.01) is False
+    assert altered("eigenvalue", (0, 1), 1.02) is False and altered("eigenvalue", (1, 1), 1.02) is True
+    before_the_decay = altered("loss", 5, 1.01)  # of a direction held still, nothing but the beginning is shared
+    assert before_the_decay is (False if project is None else True) and altered("loss", 9, 1.01) is True
+    elsewhere = base.copy(deep=True)
+    elsewhere["loss"][:] *= 1 - 1e-5
+    assert joins(run, elsewhere) is None
+    monkeypatch.setattr(verify, "_slack", lambda *a: math.inf)  # as if this machine went another way
+    (found,) = replay(catalogue()["branch"], first=True)
+    assert (found.agrees, found.joins) == (None, True)
 
 
 def test_what_cannot_be_judged_counts_neither_way(monkeypatch, capsys):
     rows = [verify.Row("a", "first steps", "agrees", True), verify.Row("b", "first steps", "cannot be judged", None)]
+    rows.append(verify.Row("b2", "first steps", "begins at", None, joins=True))
     monkeypatch.setattr(verify, "survey", lambda **_: iter(rows))
     assert cli.main(["verify", "--all"]) == 0
-    assert "1 of 1 agree; 1 begin past the edge of a run that goes another way" in capsys.readouterr().out
+    beyond = (
+        "2 begin past the edge of a run that goes another way on this machine, 1 of them at what is on record for it"
+    )
+    assert f"1 of 1 agree; {beyond}" in capsys.readouterr().out
     rows.append(verify.Row("c", "first steps", "DIFFERS", False))
     assert cli.main(["verify", "--all"]) == 1
-    assert "1 of 2 agree; 1 begin" in capsys.readouterr().out
+    assert "1 of 2 agree; 2 begin" in capsys.readouterr().out
