@@ -18,6 +18,19 @@ def extension():
     return module
 
 
+def test_of_the_themes_icons_those_in_use_are_kept():
+    """By their names and by others; the rest of the script is the same to the byte."""
+    import eos_icons
+    import pydata_sphinx_theme
+
+    theme = pathlib.Path(pydata_sphinx_theme.__file__).parent / "theme" / "pydata_sphinx_theme" / "static"
+    script = (theme / "scripts" / "fontawesome.js").read_text(encoding="utf-8")
+    less = eos_icons.reduced(script, {"sun", "home", "github"})
+    assert len(script) > 1_000_000 and len(less) < 100_000
+    assert {icon["name"] for icon in eos_icons.ICON.finditer(less)} == {"sun", "house", "github"}
+    assert eos_icons.ICON.sub("", less) == eos_icons.ICON.sub("", script)
+
+
 def test_runs_that_differ_in_the_seed_are_one_entry():
     listed = extension().runs_listed
     names = [f"fg_a_seed{s}" for s in (100, 101, 102)] + ["fg_b_seed100", "fg_fork1", "fg_c_seed104", "fg_c_seed100"]

@@ -56,7 +56,7 @@ class Watch:
         return self.page
 
     def look(self, width=0):
-        """Maths, pictures and width of the page that is open, in its window or, for a moment, in one so wide."""
+        """Maths, pictures, icons and width of the page that is open, in its window or, for a moment, in one so wide."""
         if width:
             self.page.set_viewport_size({"width": width, "height": 900})
             self.page.wait_for_timeout(50)
@@ -67,6 +67,8 @@ class Watch:
             raw: [...document.querySelectorAll('.math')].filter(m => !m.querySelector('mjx-container')).length,
             faults: [...document.querySelectorAll('mjx-merror, mjx-container [style*="color: red"]')]
                     .map(m => m.textContent || m.parentElement.outerHTML.slice(0, 120)),
+            icons: [...document.querySelectorAll('i[class*="fa-"], svg.svg-inline--fa:has(circle)')]
+                    .map(i => i.outerHTML.slice(0, 120)),
             heading: document.querySelector('h1')?.textContent ?? '',
         })""")
         for key, says in (
@@ -74,6 +76,7 @@ class Watch:
             ("broken", "pictures that do not load: {}"),
             ("raw", "{} formulas are not set"),
             ("faults", "formulas with errors: {}"),
+            ("icons", "icons that are not drawn: {}"),
         ):
             if found[key]:
                 self.note(f"{says.format(found[key])} ({width or self.width} px)")
