@@ -104,7 +104,7 @@ record: $(READY)  ## compute the catalogue runs that have no record yet
 verify: $(READY)  ## replay the recorded runs where it matters
 	$(BIN)/eos verify
 
-faults: $(READY)  ## break things on purpose, hundreds of times, and record what happened (an hour)
+faults: $(READY)  ## break things on purpose, hundreds of times, and record what happened (half an hour on two cores)
 	$(ONE_THREAD) $(BIN)/eos faults
 
 # uv, since it resolves for every platform and Python at once and does not read pip's configuration.

@@ -128,6 +128,8 @@ def _fate(found: xr.Dataset | None, start: float) -> str:
     if found.attrs["status"] == "diverged":
         return f"starts {side} the edge and diverges at step {found.attrs['last_step']}"
     level, rise = float(scaled(found)[-1, 0]), float(found["loss"].max() / found["loss"][0])
+    if start >= 1 and rise <= 1.01:
+        return f"starts above the edge; λ₁η/2 goes to {number(level, 2)}, without a rise of the loss above its start"
     if start >= 1:
         return f"catapult: the loss rises {number(rise, 2)}-fold, λ₁η/2 goes to {number(level, 2)}"
     return f"λ₁η/2 goes to {number(level, 2)}" + (f", the loss rises {number(rise, 2)}-fold" if rise > 1.01 else "")

@@ -5,6 +5,7 @@ import re
 import types
 
 import pytest
+import xarray as xr
 import yaml
 
 from eos_utils import claims, figures, page
@@ -102,6 +103,15 @@ def test_the_set_of_step_sizes_says_what_each_does(own_root):
     assert "λ₁η/2 goes to" in shown[1][4] and shown[4][4] == "starts below the edge"
     assert "catapult" in shown[3][4] or "diverges at step" in shown[3][4]
     assert float(shown[4][3]) == pytest.approx(float(shown[1][3]) * 30 / 200, rel=0.02)
+
+
+@pytest.mark.parametrize("start, rise, says", [(3.0, 2.5, "catapult: the loss rises 2.5-fold"), (1.2, 1.0, "without")])
+def test_a_catapult_has_a_rise_of_the_loss(start, rise, says):
+    seen = {"loss": ("step", [1.0, rise, 0.5]), "eta": ("step", [2.0] * 3)}
+    seen["eigenvalue"] = (("measured", "eig"), [[start], [0.8]])
+    run = xr.Dataset(seen, {"step": [0, 1, 2], "measured": [0, 2]}, {"status": "steps"})
+    told = page._fate(run, start)
+    assert says in told and "λ₁η/2 goes to 0.8" in told and ("catapult" in told) == (rise > 1)
 
 
 def test_checks_give_a_verdict_with_the_rule_s_settings_alone():
