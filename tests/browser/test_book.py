@@ -4,6 +4,7 @@ Not among the unit tests: `make browser` builds the book first. Without chromium
 EOS_REQUIRE_BROWSER=1, as in CI, its absence is a failure.
 """
 
+import contextlib
 import json
 import pathlib
 from urllib.parse import urlsplit
@@ -51,8 +52,12 @@ class Watch:
 
     def open(self, name, query=""):
         self.name = name
+        from playwright.sync_api import TimeoutError as TooLate
+
         self.page.goto((HTML / name).as_uri() + query, wait_until="load")
         self.page.evaluate("() => window.MathJax?.startup?.promise")
+        with contextlib.suppress(TooLate):  # drawn after load; `look` says which are not
+            self.page.wait_for_function("() => !document.querySelector('i[class*=\"fa-\"]')", timeout=10_000)
         return self.page
 
     def look(self, width=0):
